@@ -1,0 +1,227 @@
+//! Everything that can be wrong with a model folder.
+
+use std::path::PathBuf;
+
+use thiserror::Error as ThisError;
+
+/// A model folder that cannot be read or written, with what was expected and found. The remedy is in [`Error::hint`].
+#[derive(Debug, ThisError)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read, written or renamed.
+    #[error("cannot {action} {}: {source}", path.display())]
+    Io {
+        /// What was tried: `read`, `write`, `create`, …
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+    /// A JSON file that is none.
+    #[error("{} is not valid JSON: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where it breaks.
+        source: serde_json::Error,
+    },
+    /// A field of `config.json` is absent.
+    #[error("{}: the field `{field}` is missing", path.display())]
+    MissingField {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+    },
+    /// A field of `config.json` has a value the model cannot have.
+    #[error("{}: `{field}` is {found}, expected {expected}", path.display())]
+    BadField {
+        /// The file.
+        path: PathBuf,
+        /// The field.
+        field: String,
+        /// What it may be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// A `model_type` no handler knows.
+    #[error("{}: model type `{found}` is unknown", path.display())]
+    UnknownModelType {
+        /// The file.
+        path: PathBuf,
+        /// The type found.
+        found: String,
+        /// The types known.
+        known: Vec<String>,
+    },
+    /// The model was born with latent attention.
+    #[error("{}: `{model_type}` already uses Multi-Head Latent Attention (kv_lora_rank {kv_lora_rank})", path.display())]
+    NativeMla {
+        /// The file.
+        path: PathBuf,
+        /// The model type.
+        model_type: String,
+        /// Its latent width.
+        kv_lora_rank: u64,
+    },
+    /// A folder without safetensors weights.
+    #[error("{} has no model.safetensors and no model.safetensors.index.json", path.display())]
+    NoWeights {
+        /// The folder.
+        path: PathBuf,
+        /// Weight files of another format that are there.
+        others: Vec<String>,
+    },
+    /// A safetensors file whose header or offsets are wrong.
+    #[error("{} is not a valid safetensors file: {reason}", path.display())]
+    BadSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// The index names shards that are not there.
+    #[error("{} names {} shard(s) that are missing, the first is {}", path.display(), missing.len(), missing[0])]
+    MissingShards {
+        /// The index.
+        path: PathBuf,
+        /// The missing files.
+        missing: Vec<String>,
+    },
+    /// The index places a tensor in a shard that does not have it, or names a file outside the folder.
+    #[error("{}: {reason}", path.display())]
+    BadIndex {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Tensors the architecture needs are absent.
+    #[error("{}: {} tensor(s) missing, the first is {}", path.display(), keys.len(), keys[0])]
+    MissingTensors {
+        /// The folder.
+        path: PathBuf,
+        /// Their keys.
+        keys: Vec<String>,
+    },
+    /// A tensor has another shape than `config.json` implies.
+    #[error("{}: {key} has shape {found:?}, config.json implies {expected:?}", path.display())]
+    Shape {
+        /// The folder.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// The shape the configuration implies.
+        expected: Vec<usize>,
+        /// The shape in the file.
+        found: Vec<usize>,
+    },
+    /// A tensor is stored in a type that is no plain float.
+    #[error("{}: {key} is stored as {found}, expected F32, F16 or BF16", path.display())]
+    UnsupportedDtype {
+        /// The folder.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// The type in the file.
+        found: String,
+    },
+    /// A weight is NaN or infinite.
+    #[error("{}: {key} holds {value} at element {index}", path.display())]
+    NotFinite {
+        /// The folder.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// Flat index of the first such element.
+        index: usize,
+        /// The value.
+        value: f32,
+    },
+    /// A weight does not fit the type it should be written in.
+    #[error("{key} holds {value}, which overflows {dtype}")]
+    Overflow {
+        /// The tensor.
+        key: String,
+        /// The value.
+        value: f32,
+        /// The type asked for.
+        dtype: &'static str,
+    },
+    /// The tokenizer cannot be loaded or refuses a text.
+    #[error("tokenizer {}: {reason}", path.display())]
+    Tokenizer {
+        /// The file.
+        path: PathBuf,
+        /// The tokenizer's reason.
+        reason: String,
+    },
+    /// The output folder exists.
+    #[error("{} already exists", path.display())]
+    OutputExists {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The hub, or the name given for a model.
+    #[error(transparent)]
+    Hub(#[from] crate::hub::HubError),
+}
+
+impl Error {
+    pub(crate) fn io(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.into();
+        move |source| Error::Io { action, path, source }
+    }
+
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
+                "free some space or choose another output folder; nothing was left behind".into()
+            }
+            Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+                "check the permissions of the folder".into()
+            }
+            Error::Io { .. } | Error::Json { .. } => {
+                "check that the folder is a complete Hugging Face model folder".into()
+            }
+            Error::MissingField { .. } | Error::BadField { .. } => {
+                "compare config.json with the original on the hub".into()
+            }
+            Error::UnknownModelType { known, .. } => format!(
+                "known types: {}; docs/adding-a-model.md shows how to add one in a single file",
+                known.join(", ")
+            ),
+            Error::NativeMla { .. } => {
+                "its cache is compressed by design: there are no full keys and values to replace".into()
+            }
+            Error::NoWeights { others, .. } if others.is_empty() => {
+                "the folder should hold config.json, tokenizer.json and model.safetensors (or shards with their index)"
+                    .into()
+            }
+            Error::NoWeights { others, .. } => format!(
+                "found {}: convert it to safetensors first, e.g. with transformers' save_pretrained",
+                others.join(", ")
+            ),
+            Error::BadSafetensors { .. } => "the file is damaged or cut short: download it again".into(),
+            Error::MissingShards { .. } => "download the missing shards into the same folder".into(),
+            Error::BadIndex { .. } => "download model.safetensors.index.json and its shards again".into(),
+            Error::MissingTensors { .. } | Error::Shape { .. } => {
+                "config.json and the weights do not belong together, or the file is of another architecture".into()
+            }
+            Error::UnsupportedDtype { .. } => "use the unquantised checkpoint (bf16, f16 or f32)".into(),
+            Error::NotFinite { .. } => {
+                "the weights are damaged, or were saved in f16 and overflowed: use the bf16 or f32 original".into()
+            }
+            Error::Overflow { .. } => "use --dtype bf16, which has f32's range".into(),
+            Error::Tokenizer { .. } => {
+                "shrink reads tokenizer.json; transformers writes one with AutoTokenizer(...).save_pretrained".into()
+            }
+            Error::OutputExists { .. } => "choose another folder or pass --force to replace it".into(),
+            Error::Hub(error) => return error.hint(),
+        };
+        Some(hint)
+    }
+}

@@ -1,0 +1,370 @@
+//! Writing a converted model: the donor's folder with latent tensors in place of `W_k` and `W_v`.
+//!
+//! Everything is written to a temporary sibling, synced, and renamed: an interrupted or failed conversion leaves
+//! nothing behind, and an existing folder is replaced only when the new one is complete.
+
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use mla_core::{Slot, WeightMap, WeightSource};
+use safetensors::{SafeTensorError, View};
+use serde_json::{Map, Value, json};
+
+use crate::checkpoint::Dtype;
+use crate::error::Error;
+use crate::mla::MlaSection;
+use crate::model::Model;
+use crate::spec::{Layout, TensorSpec};
+
+/// Files of the donor that are copied byte for byte where they exist.
+const COPIED: [&str; 10] = [
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+    "LICENSE",
+];
+
+/// What to write.
+pub struct FolderPlan<'a> {
+    /// The model that was converted.
+    pub donor: &'a Model,
+    /// Method, objective and ranks.
+    pub section: MlaSection,
+    /// The factors of every latent layer, with the converted graph as their configuration.
+    pub factors: &'a WeightMap,
+    /// The type of every tensor; `None` keeps the donor's types and stores the factors as f32, since rounding would
+    /// cost `W_up` its orthonormal columns.
+    pub dtype: Option<Dtype>,
+    /// Further files, by name: the model card, the provenance.
+    pub extra: Vec<(String, Vec<u8>)>,
+    /// Bytes of one shard at most (one tensor may exceed it).
+    pub max_shard_bytes: u64,
+}
+
+/// What was written.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// Bytes of the weight files.
+    pub weight_bytes: u64,
+    /// Number of tensors.
+    pub tensors: usize,
+}
+
+/// Writes a converted model folder. `on_bytes` hears of progress: bytes done, bytes in all.
+///
+/// # Errors
+/// When the folder exists and `force` is not set, a weight is not finite or overflows the type, or the disk fails.
+/// Nothing is left behind then, and an existing folder is as it was.
+pub fn write_folder(
+    plan: &FolderPlan<'_>,
+    out: &Path,
+    force: bool,
+    on_bytes: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Written, Error> {
+    if out.exists() && !force {
+        return Err(Error::OutputExists { path: out.into() });
+    }
+    let tensors = plan.tensors()?;
+    let staging = Staging::new(out)?;
+    let written = write_weights(plan, &tensors, staging.path(), on_bytes)?;
+    write_file(&staging.path().join("config.json"), &plan.config_json())?;
+    for name in COPIED {
+        let from = plan.donor.folder().join(name);
+        if from.exists() {
+            let bytes = std::fs::read(&from).map_err(Error::io("read", &from))?;
+            write_file(&staging.path().join(name), &bytes)?;
+        }
+    }
+    for (name, bytes) in &plan.extra {
+        write_file(&staging.path().join(name), bytes)?;
+    }
+    staging.publish(out)?;
+    Ok(written)
+}
+
+/// One tensor to be written.
+struct Pending<'a> {
+    key: String,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    source: Source<'a>,
+}
+
+enum Source<'a> {
+    /// Copied from the donor's file, converted where the types differ.
+    Donor { key: &'a str },
+    /// Read slot by slot from the donor: cut out of a fused tensor, `[d_out, d_in]`.
+    Slot(Slot),
+    /// A factor.
+    Factor(&'a mla_core::Matrix),
+}
+
+impl FolderPlan<'_> {
+    fn tensors(&self) -> Result<Vec<Pending<'_>>, Error> {
+        let specs = self.section.tensors(self.donor.specs(), self.factors.config());
+        let donor: HashMap<Slot, &TensorSpec> = self.donor.specs().iter().map(|spec| (spec.slot, spec)).collect();
+        let mut seen = std::collections::HashSet::new();
+        let mut tensors = Vec::new();
+        for spec in specs {
+            if !seen.insert(spec.key.clone()) {
+                continue;
+            }
+            let (source, stored) = match (self.factors.get(spec.slot), donor.get(&spec.slot)) {
+                (Some(factor), _) => (Source::Factor(factor), Dtype::F32),
+                (None, Some(original)) if original.key == spec.key => {
+                    (Source::Donor { key: &original.key }, self.stored_dtype(&original.key)?)
+                }
+                (None, Some(original)) => (Source::Slot(spec.slot), self.stored_dtype(&original.key)?),
+                (None, None) => panic!("{}: a latent layer has no factor for {}", spec.key, spec.slot),
+            };
+            let dtype = self.dtype.unwrap_or(stored);
+            tensors.push(Pending { key: spec.key, shape: spec.shape, dtype, source });
+        }
+        Ok(tensors)
+    }
+
+    fn stored_dtype(&self, key: &str) -> Result<Dtype, Error> {
+        let checkpoint = self.donor.checkpoint();
+        let tensor = checkpoint.get(key).expect("the donor's tensors were found when it was opened");
+        checkpoint.dtype(key, tensor)
+    }
+
+    /// The donor's configuration with the `mla` section and, where it was changed, the type.
+    fn config_json(&self) -> Vec<u8> {
+        let mut fields: Map<String, Value> = self.donor.json().fields().clone();
+        if let Some(dtype) = self.dtype {
+            fields.shift_remove("dtype");
+            fields.insert("torch_dtype".into(), dtype.torch_name().into());
+        }
+        fields.insert("mla".into(), json!(self.section));
+        pretty(&Value::Object(fields))
+    }
+}
+
+impl Pending<'_> {
+    fn bytes(&self) -> u64 {
+        (self.shape.iter().product::<usize>() * self.dtype.bytes()) as u64
+    }
+
+    /// The tensor's bytes in its type; checked to be finite and to fit.
+    fn encode(&self, donor: &Model) -> Result<Vec<u8>, Error> {
+        let overflow = |value| Error::Overflow { key: self.key.clone(), value, dtype: self.dtype.name() };
+        match &self.source {
+            Source::Factor(matrix) => self.dtype.encode(&matrix.data).map_err(overflow),
+            Source::Slot(slot) => {
+                let (values, spec) = donor.read(*slot)?;
+                let [d_out, d_in] = spec.slot_shape();
+                let values = match spec.layout {
+                    Layout::OutIn => values,
+                    Layout::InOut => transpose(&values, d_in, d_out),
+                };
+                self.dtype.encode(&values).map_err(overflow)
+            }
+            Source::Donor { key } => {
+                let checkpoint = donor.checkpoint();
+                let tensor = checkpoint.get(key).expect("the donor's tensors were found when it was opened");
+                let stored = checkpoint.dtype(key, tensor)?;
+                let bytes = checkpoint.read(tensor)?;
+                let mut values = Vec::with_capacity(bytes.len() / stored.bytes());
+                stored.decode(&bytes, &mut values);
+                if let Some(index) = values.iter().position(|v| !v.is_finite()) {
+                    let (path, key) = (donor.folder().into(), (*key).to_owned());
+                    return Err(Error::NotFinite { path, key, index, value: values[index] });
+                }
+                match stored == self.dtype {
+                    true => Ok(bytes),
+                    false => self.dtype.encode(&values).map_err(overflow),
+                }
+            }
+        }
+    }
+}
+
+/// `[rows, cols]` → `[cols, rows]`, row-major.
+fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|c| (0..rows).map(move |r| values[r * cols + c])).collect()
+}
+
+/// Lets the safetensors writer ask for each tensor when its turn comes, so that one is in memory at a time.
+///
+/// The writer's interface cannot fail while it takes data, so the first error is kept aside and zeros are written in
+/// its place; the file is then discarded.
+struct Lazy<'a> {
+    tensor: &'a Pending<'a>,
+    donor: &'a Model,
+    failure: &'a std::cell::RefCell<Option<Error>>,
+    on_done: &'a dyn Fn(u64),
+}
+
+impl View for Lazy<'_> {
+    fn dtype(&self) -> safetensors::Dtype {
+        self.tensor.dtype.to_safetensors()
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.tensor.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let encoded = match self.failure.borrow().is_some() {
+            true => None,
+            false => Some(self.tensor.encode(self.donor)),
+        };
+        (self.on_done)(self.tensor.bytes());
+        match encoded {
+            Some(Ok(bytes)) => Cow::Owned(bytes),
+            Some(Err(error)) => {
+                *self.failure.borrow_mut() = Some(error);
+                Cow::Owned(vec![0; self.data_len()])
+            }
+            None => Cow::Owned(vec![0; self.data_len()]),
+        }
+    }
+
+    fn data_len(&self) -> usize {
+        self.tensor.bytes() as usize
+    }
+}
+
+fn write_weights(
+    plan: &FolderPlan<'_>,
+    tensors: &[Pending<'_>],
+    folder: &Path,
+    on_bytes: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Written, Error> {
+    let total: u64 = tensors.iter().map(Pending::bytes).sum();
+    let done = std::cell::Cell::new(0);
+    let on_done = |bytes| {
+        done.set(done.get() + bytes);
+        on_bytes(done.get(), total);
+    };
+    let failure = std::cell::RefCell::new(None);
+    let shards = split(tensors, plan.max_shard_bytes);
+    let name = |number: usize| match shards.len() {
+        1 => "model.safetensors".to_owned(),
+        count => format!("model-{:05}-of-{count:05}.safetensors", number + 1),
+    };
+    let mut weight_map = Map::new();
+    for (number, shard) in shards.iter().enumerate() {
+        let path = folder.join(name(number));
+        let views = shard.iter().map(|&tensor| {
+            (tensor.key.as_str(), Lazy { tensor, donor: plan.donor, failure: &failure, on_done: &on_done })
+        });
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        let result = safetensors::serialize_to_file(views, Some(metadata), &path);
+        if let Some(error) = failure.take() {
+            return Err(error);
+        }
+        result.map_err(|e| write_error(e, &path))?;
+        sync(&path)?;
+        weight_map.extend(shard.iter().map(|tensor| (tensor.key.clone(), name(number).into())));
+    }
+    if shards.len() > 1 {
+        let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+        write_file(&folder.join("model.safetensors.index.json"), &pretty(&index))?;
+    }
+    Ok(Written { weight_bytes: total, tensors: tensors.len() })
+}
+
+/// Consecutive tensors in shards of at most `max` bytes.
+fn split<'a>(tensors: &'a [Pending<'a>], max: u64) -> Vec<Vec<&'a Pending<'a>>> {
+    let mut shards: Vec<Vec<&Pending<'_>>> = vec![Vec::new()];
+    let mut room = max;
+    for tensor in tensors {
+        let bytes = tensor.bytes();
+        if bytes > room && shards.last().is_some_and(|shard| !shard.is_empty()) {
+            shards.push(Vec::new());
+            room = max;
+        }
+        room = room.saturating_sub(bytes);
+        if let Some(shard) = shards.last_mut() {
+            shard.push(tensor);
+        }
+    }
+    shards
+}
+
+fn write_error(error: SafeTensorError, path: &Path) -> Error {
+    match error {
+        SafeTensorError::IoError(source) => Error::Io { action: "write", path: path.into(), source },
+        other => Error::BadSafetensors { path: path.into(), reason: other.to_string() },
+    }
+}
+
+fn pretty(value: &Value) -> Vec<u8> {
+    let mut text = format!("{value:#}");
+    text.push('\n');
+    text.into_bytes()
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut file = File::create(path).map_err(Error::io("create", path))?;
+    file.write_all(bytes).map_err(Error::io("write", path))?;
+    file.sync_all().map_err(Error::io("sync", path))
+}
+
+fn sync(path: &Path) -> Result<(), Error> {
+    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))
+}
+
+/// A folder beside the output that is removed unless it is published.
+struct Staging {
+    path: PathBuf,
+}
+
+impl Staging {
+    fn new(out: &Path) -> Result<Self, Error> {
+        let parent = match out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let name = out.file_name().unwrap_or(out.as_os_str()).to_string_lossy();
+        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
+        let path = parent.join(format!(".{name}.{}.partial", std::process::id()));
+        std::fs::create_dir(&path).map_err(Error::io("create", &path))?;
+        Ok(Self { path })
+    }
+
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Renames the folder to `out`; one that is there is moved aside first and removed last.
+    fn publish(self, out: &Path) -> Result<(), Error> {
+        let aside = self.path.with_extension("replaced");
+        let replaces = out.exists();
+        if replaces {
+            std::fs::rename(out, &aside).map_err(Error::io("move aside", out))?;
+        }
+        if let Err(source) = std::fs::rename(&self.path, out) {
+            if replaces {
+                std::fs::rename(&aside, out).map_err(Error::io("restore", out))?;
+            }
+            return Err(Error::Io { action: "rename", path: out.into(), source });
+        }
+        if replaces {
+            std::fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?;
+        }
+        match out.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => sync(parent),
+            _ => sync(Path::new(".")),
+        }
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        // After a publish the path is gone and there is nothing to remove; on a failure the first error is the one
+        // that counts.
+        drop(std::fs::remove_dir_all(&self.path));
+    }
+}

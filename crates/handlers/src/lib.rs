@@ -1,0 +1,32 @@
+//! Model folders in and out: Hugging Face checkpoints become [`mla_core`] weights, converted models become folders.
+//!
+//! [`Model::open`] reads a donor or a folder that shrink wrote, through the same door: `config.json` picks a
+//! [`ModelHandler`] from the [`Registry`]; the handler describes its tensors as data ([`TensorSpec`]); loader, checker
+//! and [writer](write_folder) interpret that one table. A new architecture is one file in `families/` and one line in
+//! [`Registry::builtin`]; another project registers its own with [`Registry::register`].
+
+mod checkpoint;
+mod config_json;
+mod detect;
+mod error;
+pub mod families;
+mod folder;
+mod generation;
+pub mod hub;
+mod mla;
+mod model;
+mod registry;
+mod spec;
+mod tokenizer;
+
+pub use checkpoint::{Checkpoint, Dtype};
+pub use config_json::ConfigJson;
+pub use detect::native_mla;
+pub use error::Error;
+pub use folder::{FolderPlan, Written, write_folder};
+pub use generation::GenerationConfig;
+pub use mla::{LayerRanks, MlaSection};
+pub use model::{Model, read_config};
+pub use registry::{ModelHandler, Registry};
+pub use spec::{Layout, TensorSpec};
+pub use tokenizer::Tokenizer;

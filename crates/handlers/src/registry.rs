@@ -1,0 +1,68 @@
+//! The families that are known, and how to add one.
+
+use mla_core::DecoderConfig;
+
+use crate::config_json::ConfigJson;
+use crate::error::Error;
+use crate::families::{Gpt2, Llama, Mistral, Mixtral, Qwen2};
+use crate::spec::TensorSpec;
+
+/// A family of models: how its `config.json` reads and where its tensors lie.
+pub trait ModelHandler: Send + Sync {
+    /// Values of `model_type` this handler takes.
+    fn model_types(&self) -> &[&str];
+
+    /// The graph a configuration describes, every layer with its original attention.
+    ///
+    /// # Errors
+    /// When a field is missing or has a value the family does not know.
+    fn config(&self, json: &ConfigJson) -> Result<DecoderConfig, Error>;
+
+    /// Where each slot of the graph lies in a checkpoint.
+    fn tensors(&self, config: &DecoderConfig) -> Vec<TensorSpec>;
+
+    /// Prefixes that may stand before every key, the usual one first.
+    fn prefixes(&self) -> &[&str] {
+        &[""]
+    }
+
+    /// Whether a key without a spec is known to be no weight (mask buffers and the like).
+    fn is_buffer(&self, _key: &str) -> bool {
+        false
+    }
+}
+
+/// The handlers at hand. Later registrations win, so a project may replace one of ours.
+pub struct Registry {
+    handlers: Vec<Box<dyn ModelHandler>>,
+}
+
+impl Registry {
+    /// GPT-2, LLaMA, Mistral, Mixtral and Qwen2.
+    pub fn builtin() -> Self {
+        Self { handlers: vec![Box::new(Gpt2), Box::new(Llama), Box::new(Mistral), Box::new(Mixtral), Box::new(Qwen2)] }
+    }
+
+    /// Adds a family.
+    pub fn register(&mut self, handler: Box<dyn ModelHandler>) {
+        self.handlers.push(handler);
+    }
+
+    /// The handler for a configuration.
+    ///
+    /// # Errors
+    /// When the model type is unknown, missing, or natively latent.
+    pub fn handler(&self, json: &ConfigJson) -> Result<&dyn ModelHandler, Error> {
+        let found = crate::detect::model_type(json)?;
+        let takes = |handler: &&Box<dyn ModelHandler>| handler.model_types().contains(&found.as_str());
+        match self.handlers.iter().rev().find(takes) {
+            Some(handler) => Ok(handler.as_ref()),
+            None => Err(Error::UnknownModelType { path: json.path().into(), found, known: self.known() }),
+        }
+    }
+
+    /// Every model type that can be read.
+    pub fn known(&self) -> Vec<String> {
+        self.handlers.iter().flat_map(|handler| handler.model_types()).map(|&name| name.to_owned()).collect()
+    }
+}

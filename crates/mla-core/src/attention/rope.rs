@@ -1,0 +1,202 @@
+//! Rotary position embedding in Hugging Face's half-split layout, with the scalings of LLaMA 2/3.
+//!
+//! Dimension `j` of a head is rotated together with `j + d_head/2` (burn's `RotaryEncoding` pairs neighbours, which is
+//! the layout of the original LLaMA weights, not of Hugging Face's).
+
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+/// The angles of a rotary embedding (Su et al. 2021).
+#[derive(Clone, Debug, PartialEq)]
+pub struct RopeConfig {
+    /// Base of the geometric series of frequencies.
+    pub theta: f64,
+    /// How frequencies are stretched for contexts longer than trained.
+    pub scaling: RopeScaling,
+}
+
+/// How frequencies are stretched for contexts longer than trained.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeScaling {
+    /// As trained.
+    None,
+    /// Positions divided by `factor` (Chen et al. 2023).
+    Linear {
+        /// Ratio of the new context to the trained one.
+        factor: f64,
+    },
+    /// NTK-aware base, grown with the sequence once it passes `original_max` (bloc97 2023).
+    ///
+    /// The base follows the length the sequence was *allocated* for, so that keys cached early never go stale;
+    /// transformers instead leaves them at the angle of the length at which they were cached.
+    Dynamic {
+        /// Growth of the context the base is made for.
+        factor: f64,
+        /// Positions the model was trained on.
+        original_max: usize,
+    },
+    /// LLaMA 3.1's: low frequencies divided by `factor`, high ones kept, a smooth step between.
+    Llama3 {
+        /// Divisor of the low frequencies.
+        factor: f64,
+        /// Wavelengths above `original_max / low_freq_factor` are low.
+        low_freq_factor: f64,
+        /// Wavelengths below `original_max / high_freq_factor` are high.
+        high_freq_factor: f64,
+        /// Positions the model was trained on.
+        original_max: usize,
+    },
+}
+
+impl RopeConfig {
+    /// Radians a position for each of the `d_head / 2` pairs, for sequences of up to `length` positions.
+    pub fn frequencies(&self, d_head: usize, length: usize) -> Vec<f64> {
+        let plain = |theta: f64| -> Vec<f64> {
+            (0..d_head / 2).map(|j| theta.powf(-2.0 * j as f64 / d_head as f64)).collect()
+        };
+        match self.scaling {
+            RopeScaling::None => plain(self.theta),
+            RopeScaling::Linear { factor } => plain(self.theta).into_iter().map(|f| f / factor).collect(),
+            RopeScaling::Dynamic { factor, original_max } => {
+                let stretch = factor * length.max(original_max) as f64 / original_max as f64 - (factor - 1.0);
+                plain(self.theta * stretch.powf(d_head as f64 / (d_head as f64 - 2.0)))
+            }
+            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_max } => {
+                let original_max = original_max as f64;
+                let stretch = |f: f64| {
+                    let turns = original_max * f / std::f64::consts::TAU;
+                    if turns < low_freq_factor {
+                        f / factor
+                    } else if turns > high_freq_factor {
+                        f
+                    } else {
+                        let smooth = (turns - low_freq_factor) / (high_freq_factor - low_freq_factor);
+                        (1.0 - smooth) * f / factor + smooth * f
+                    }
+                };
+                plain(self.theta).into_iter().map(stretch).collect()
+            }
+        }
+    }
+
+    /// Cosines and sines for positions `0..length`.
+    pub fn table(&self, d_head: usize, length: usize, device: &Device) -> RopeTable {
+        // Rounded to f32 where transformers rounds, so that far positions agree with the reference.
+        let frequencies: Vec<f32> = self.frequencies(d_head, length).into_iter().map(|f| f as f32).collect();
+        let angles = (0..length).flat_map(|p| frequencies.iter().map(move |f| f64::from(f * p as f32)));
+        let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
+        let shape = [length, d_head / 2];
+        RopeTable {
+            cos: Tensor::from_data(TensorData::new(cos, shape), device),
+            sin: Tensor::from_data(TensorData::new(sin, shape), device),
+        }
+    }
+}
+
+/// Cosines and sines of every position and pair.
+///
+/// # Shapes
+/// Both `[length, d_head / 2]`.
+#[derive(Clone, Debug)]
+pub struct RopeTable {
+    cos: Tensor<2>,
+    sin: Tensor<2>,
+}
+
+impl RopeTable {
+    /// Number of positions the table covers.
+    pub fn length(&self) -> usize {
+        self.cos.dims()[0]
+    }
+
+    /// The rotation of consecutive positions, the same in every sequence of a batch.
+    pub fn span(&self, start: usize, count: usize) -> Rotation {
+        let rows = |t: &Tensor<2>| t.clone().narrow(0, start, count).unsqueeze::<4>();
+        Rotation { cos: rows(&self.cos), sin: rows(&self.sin) }
+    }
+
+    /// The rotation of positions that differ between the sequences of a batch.
+    ///
+    /// # Shapes
+    /// - `positions`: row-major `[batch, count]`
+    pub fn gather(&self, positions: Vec<i64>, batch: usize) -> Rotation {
+        let count = positions.len() / batch;
+        let device = self.cos.device();
+        let index = Tensor::<1, Int>::from_data(TensorData::new(positions, [batch * count]), &device);
+        let rows = |t: &Tensor<2>| t.clone().select(0, index.clone()).reshape([batch as i64, 1, count as i64, -1]);
+        Rotation { cos: rows(&self.cos), sin: rows(&self.sin) }
+    }
+}
+
+/// The rotation of some positions, ready to be applied to heads.
+///
+/// # Shapes
+/// Both `[batch or 1, 1, t, d_head / 2]`.
+#[derive(Clone, Debug)]
+pub struct Rotation {
+    cos: Tensor<4>,
+    sin: Tensor<4>,
+}
+
+impl Rotation {
+    /// Rotates each head's pairs `(j, j + d_head/2)`.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, heads, t, d_head]` → the same
+    pub fn apply(&self, x: Tensor<4>) -> Tensor<4> {
+        let half = x.dims()[3] / 2;
+        let (a, b) = (x.clone().narrow(3, 0, half), x.narrow(3, half, half));
+        let first = a.clone() * self.cos.clone() - b.clone() * self.sin.clone();
+        let second = b * self.cos.clone() + a * self.sin.clone();
+        Tensor::cat(vec![first, second], 3)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(scaling: RopeScaling) -> RopeConfig {
+        RopeConfig { theta: 10_000.0, scaling }
+    }
+
+    #[test]
+    fn rotation_keeps_norms_and_depends_on_distance_only() {
+        let device = Device::flex();
+        let table = config(RopeScaling::None).table(8, 16, &device);
+        let q = Tensor::<4>::from_data([[[[1.0, -2.0, 0.5, 3.0, 0.25, 1.5, -1.0, 2.0]]]], &device);
+        let k = Tensor::<4>::from_data([[[[0.5, 1.0, -1.5, 2.0, 1.0, -0.5, 2.5, 1.0]]]], &device);
+        let dot = |i: usize, j: usize| -> f32 {
+            (table.span(i, 1).apply(q.clone()) * table.span(j, 1).apply(k.clone())).sum().into_scalar()
+        };
+        assert!((dot(7, 4) - dot(12, 9)).abs() < 1e-5);
+        assert!((dot(7, 4) - dot(7, 5)).abs() > 1e-2);
+        let norm = |t: Tensor<4>| -> f32 { t.square().sum().into_scalar() };
+        assert!((norm(table.span(9, 1).apply(q.clone())) - norm(q)).abs() < 1e-4);
+    }
+
+    #[test]
+    fn gathered_rows_equal_the_span() {
+        let device = Device::flex();
+        let table = config(RopeScaling::None).table(4, 10, &device);
+        let x = Tensor::<4>::ones([1, 1, 3, 4], &device);
+        let same = table.gather(vec![5, 6, 7], 1).apply(x.clone()) - table.span(5, 3).apply(x);
+        assert_eq!(same.abs().max().into_scalar::<f32>(), 0.0);
+    }
+
+    #[test]
+    fn scalings_meet_the_plain_frequencies_where_they_should() {
+        let plain = config(RopeScaling::None).frequencies(64, 0);
+        let dynamic = config(RopeScaling::Dynamic { factor: 2.0, original_max: 128 });
+        assert_eq!(dynamic.frequencies(64, 100), plain);
+        assert!(dynamic.frequencies(64, 256)[31] < plain[31]);
+        let llama3 = RopeScaling::Llama3 {
+            factor: 8.0,
+            low_freq_factor: 1.0,
+            high_freq_factor: 4.0,
+            original_max: 8192,
+        };
+        let scaled = config(llama3).frequencies(64, 0);
+        assert_eq!(scaled[0], plain[0]);
+        assert!((scaled[31] - plain[31] / 8.0).abs() < 1e-12);
+    }
+}

@@ -1,0 +1,117 @@
+//! What a decoder remembers of a sequence, preallocated, one cache for the whole model.
+//!
+//! A layer with [`Attention::Grouped`](crate::Attention) keeps keys and values ([`DenseCache`]); a latent layer keeps
+//! latents and has no field that could hold more ([`LatentCache`]).
+
+mod buffer;
+mod dense;
+mod latent;
+
+pub use dense::DenseCache;
+pub use latent::LatentCache;
+
+use burn::tensor::Device;
+use thiserror::Error;
+
+use crate::attention::{Padding, RopeTable};
+use crate::decoder::{AttentionKind, DecoderConfig, PositionKind};
+
+/// A pass that does not fit.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum CacheError {
+    /// More tokens than the cache was allocated for.
+    #[error("the cache holds {capacity} tokens: {used} are used and {wanted} more were given")]
+    Overflow {
+        /// Tokens allocated.
+        capacity: usize,
+        /// Tokens in use.
+        used: usize,
+        /// Tokens the pass would add.
+        wanted: usize,
+    },
+    /// A batch of another size than the cache was made for.
+    #[error("the cache was made for {expected} sequences, the pass has {found}")]
+    Batch {
+        /// Sequences of the cache.
+        expected: usize,
+        /// Sequences of the pass.
+        found: usize,
+    },
+}
+
+/// The cache of one layer.
+#[derive(Debug)]
+pub enum LayerCache {
+    /// Keys and values.
+    Dense(DenseCache),
+    /// Latents.
+    Latent(LatentCache),
+}
+
+/// The cache of a decoder for one batch of sequences.
+#[derive(Debug)]
+pub struct Cache {
+    pub(crate) layers: Vec<LayerCache>,
+    pub(crate) rope: Option<RopeTable>,
+    padding: Padding,
+    capacity: usize,
+    tokens: usize,
+}
+
+impl Cache {
+    /// Allocates room for `capacity` tokens a sequence, padding included.
+    pub fn new(config: &DecoderConfig, padding: Padding, capacity: usize, device: &Device) -> Self {
+        let batch = padding.batch();
+        let layer = |kind| match kind {
+            AttentionKind::Grouped => {
+                LayerCache::Dense(DenseCache::new(batch, config.n_kv_heads, capacity, config.d_head, device))
+            }
+            AttentionKind::Latent { d_latent_k, d_latent_v } => {
+                LayerCache::Latent(LatentCache::new(batch, capacity, d_latent_k, d_latent_v, device))
+            }
+        };
+        let rope = match &config.position {
+            PositionKind::Learned => None,
+            PositionKind::Rope(rope) => Some(rope.table(config.d_head, capacity, device)),
+        };
+        let layers = config.layers.iter().map(|l| layer(l.attention)).collect();
+        Self { layers, rope, padding, capacity, tokens: 0 }
+    }
+
+    /// Tokens a sequence that the cache can hold.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Tokens a sequence that it holds, padding included.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// The padding of the batch.
+    pub fn padding(&self) -> &Padding {
+        &self.padding
+    }
+
+    /// Bytes allocated for keys, values and latents: the sum over the buffers themselves, not a formula.
+    pub fn bytes(&self) -> usize {
+        let bytes = |layer: &LayerCache| match layer {
+            LayerCache::Dense(cache) => cache.bytes(),
+            LayerCache::Latent(cache) => cache.bytes(),
+        };
+        self.layers.iter().map(bytes).sum()
+    }
+
+    /// Claims room for a pass and returns how many tokens were there before it.
+    pub(crate) fn advance(&mut self, batch: usize, wanted: usize) -> Result<usize, CacheError> {
+        if batch != self.padding.batch() {
+            return Err(CacheError::Batch { expected: self.padding.batch(), found: batch });
+        }
+        let (capacity, used) = (self.capacity, self.tokens);
+        if used + wanted > capacity {
+            return Err(CacheError::Overflow { capacity, used, wanted });
+        }
+        self.tokens += wanted;
+        Ok(used)
+    }
+}

@@ -1,0 +1,62 @@
+//! One layer: norm, attention, norm, MLP, both on a residual stream.
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use super::mlp::Mlp;
+use super::norm::Norm;
+use crate::attention::{Attention, Frame};
+use crate::cache::LayerCache;
+
+/// A pre-norm transformer block.
+#[derive(Module, Debug)]
+pub struct Block {
+    /// Norm before attention.
+    pub input_norm: Norm,
+    /// The attention.
+    pub attention: Attention,
+    /// Norm before the MLP.
+    pub mlp_norm: Norm,
+    /// The MLP.
+    pub mlp: Mlp,
+}
+
+impl Block {
+    /// What `W_q`, `W_k` and `W_v` really receive: the *normed* residual stream. Calibration records this.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, t, d_model]` → the same
+    pub fn attention_input(&self, x: Tensor<3>) -> Tensor<3> {
+        self.input_norm.forward(x)
+    }
+
+    /// The residual stream after attention, given its input `h` from [`attention_input`](Self::attention_input).
+    fn attend(&self, x: Tensor<3>, h: Tensor<3>, frame: &Frame, layer: usize, cache: Option<&mut LayerCache>) -> Tensor<3> {
+        x + self.attention.forward(h, frame, layer, cache)
+    }
+
+    /// The residual stream after the block, given `h` from [`attention_input`](Self::attention_input).
+    ///
+    /// # Shapes
+    /// - `x`, `h`: `[batch, t_q, d_model]` → the same
+    pub fn forward_from(
+        &self,
+        x: Tensor<3>,
+        h: Tensor<3>,
+        frame: &Frame,
+        layer: usize,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
+        let x = self.attend(x, h, frame, layer, cache);
+        x.clone() + self.mlp.forward(self.mlp_norm.forward(x))
+    }
+
+    /// The residual stream after the block.
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, t_q, d_model]` → the same
+    pub fn forward(&self, x: Tensor<3>, frame: &Frame, layer: usize, cache: Option<&mut LayerCache>) -> Tensor<3> {
+        let h = self.attention_input(x.clone());
+        self.forward_from(x, h, frame, layer, cache)
+    }
+}

@@ -1,0 +1,125 @@
+//! The position-wise half of a block: plain, gated, or a mixture of gated experts.
+
+use burn::module::{Module, Param};
+use burn::nn::Linear;
+use burn::tensor::activation::{gelu, gelu_approximate, relu, silu, softmax};
+use burn::tensor::{Int, Tensor, TensorData};
+
+use super::config::Activation;
+
+/// The MLP of a block.
+#[derive(Module, Debug)]
+pub enum Mlp {
+    /// `down(act(up(x)))`.
+    Plain(PlainMlp),
+    /// `down(act(gate(x)) · up(x))`.
+    Gated(GatedMlp),
+    /// A few gated experts a token.
+    Experts(Experts),
+}
+
+impl Mlp {
+    /// # Shapes
+    /// - `x`: `[batch, t, d_model]` → the same
+    pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        match self {
+            Mlp::Plain(mlp) => mlp.forward(x),
+            Mlp::Gated(mlp) => mlp.forward(x),
+            Mlp::Experts(experts) => experts.forward(x),
+        }
+    }
+}
+
+impl Activation {
+    fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+        match self {
+            Activation::Silu => silu(x),
+            Activation::Gelu => gelu(x),
+            Activation::GeluTanh => gelu_approximate(x),
+            Activation::Relu => relu(x),
+        }
+    }
+}
+
+/// `down(act(up(x)))`.
+#[derive(Module, Debug)]
+pub struct PlainMlp {
+    /// `[d_model, d_ff]`.
+    pub up: Linear,
+    /// `[d_ff, d_model]`.
+    pub down: Linear,
+    /// Nonlinearity between the two.
+    #[module(skip)]
+    pub activation: Activation,
+}
+
+impl PlainMlp {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        self.down.forward(self.activation.apply(self.up.forward(x)))
+    }
+}
+
+/// `down(act(gate(x)) · up(x))` (Shazeer 2020).
+#[derive(Module, Debug)]
+pub struct GatedMlp {
+    /// `[d_model, d_ff]`.
+    pub gate: Linear,
+    /// `[d_model, d_ff]`.
+    pub up: Linear,
+    /// `[d_ff, d_model]`.
+    pub down: Linear,
+    /// Nonlinearity of the gate.
+    #[module(skip)]
+    pub activation: Activation,
+}
+
+impl GatedMlp {
+    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        let gate = self.activation.apply(self.gate.forward(x.clone()));
+        self.down.forward(gate * self.up.forward(x))
+    }
+}
+
+/// Sparse mixture of gated experts (Jiang et al. 2024, §2.1): the weights of a token's `top_k` experts are the softmax
+/// over all, renormalised over the chosen.
+#[derive(Module, Debug)]
+pub struct Experts {
+    /// `[n_experts, d_model]`.
+    pub router: Param<Tensor<2>>,
+    /// One MLP an expert.
+    pub experts: Vec<GatedMlp>,
+    /// Experts that see a token.
+    pub top_k: usize,
+}
+
+impl Experts {
+    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+        let [batch, t, d_model] = x.dims();
+        let tokens = x.reshape([batch * t, d_model]);
+        let device = tokens.device();
+        let scores = softmax(tokens.clone().matmul(self.router.val().transpose()), 1);
+        let (weights, chosen) = scores.topk_with_indices(self.top_k, 1);
+        let weights = weights.clone() / weights.sum_dim(1);
+        let weights = weights.reshape([(batch * t * self.top_k) as i64]);
+        let chosen: Vec<i64> = chosen.into_data().iter::<i64>().collect();
+
+        let mut out = tokens.zeros_like();
+        for (index, expert) in self.experts.iter().enumerate() {
+            // `places` are flat positions in `[tokens, top_k]`: the token is the place divided by `top_k`.
+            let places: Vec<i64> = (0..chosen.len()).filter(|&p| chosen[p] == index as i64).map(|p| p as i64).collect();
+            if places.is_empty() {
+                continue;
+            }
+            let rows: Vec<i64> = places.iter().map(|p| p / self.top_k as i64).collect();
+            let index = |v: Vec<i64>| {
+                let count = v.len();
+                Tensor::<1, Int>::from_data(TensorData::new(v, [count]), &device)
+            };
+            let rows = index(rows);
+            let share = weights.clone().select(0, index(places)).unsqueeze_dim::<2>(1);
+            let part = expert.forward(tokens.clone().select(0, rows.clone())) * share;
+            out = out.select_assign(0, rows, part, burn::tensor::IndexingUpdateOp::Add);
+        }
+        out.reshape([batch, t, d_model])
+    }
+}

@@ -1,0 +1,17 @@
+//! The decoder graph: embedding, blocks, final norm, head.
+
+mod block;
+mod config;
+mod load;
+mod mlp;
+mod model;
+mod norm;
+
+pub use block::Block;
+pub use config::{
+    Activation, AttentionKind, Biases, DecoderConfig, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind, Sharing,
+};
+pub use load::{final_norm, frame};
+pub use mlp::{Experts, GatedMlp, Mlp, PlainMlp};
+pub use model::Decoder;
+pub use norm::Norm;

@@ -1,0 +1,128 @@
+//! The whole decoder.
+
+use burn::module::Module;
+use burn::nn::{Embedding, Linear};
+use burn::tensor::module::linear;
+use burn::tensor::{Device, Int, Tensor, TensorData};
+
+use super::block::Block;
+use super::config::DecoderConfig;
+use super::load::{frame, ids_tensor};
+use super::norm::Norm;
+use crate::attention::{Frame, Padding};
+use crate::cache::{Cache, CacheError};
+
+/// A decoder-only transformer: donor, converted model, teacher and student alike.
+#[derive(Module, Debug)]
+pub struct Decoder {
+    /// Token embedding.
+    pub tokens: Embedding,
+    /// Learned positions, where the family has them.
+    pub positions: Option<Embedding>,
+    /// The layers.
+    pub blocks: Vec<Block>,
+    /// Norm before the head.
+    pub final_norm: Norm,
+    /// Output head; `None` when it is the token embedding, transposed.
+    pub head: Option<Linear>,
+    #[module(skip)]
+    pub(super) config: DecoderConfig,
+}
+
+impl Decoder {
+    /// What graph this is.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The device the weights are on.
+    pub fn device(&self) -> Device {
+        self.tokens.weight.val().device()
+    }
+
+    /// An empty cache for sequences of up to `capacity` tokens, padding included.
+    pub fn cache(&self, padding: Padding, capacity: usize) -> Cache {
+        Cache::new(&self.config, padding, capacity, &self.device())
+    }
+
+    /// Logits of every position, without a cache.
+    ///
+    /// # Shapes
+    /// - `ids`: equally long sequences, padded as `padding` says → `[batch, t, vocab_size]`
+    ///
+    /// # Panics
+    /// If the sequences differ in length or their number is not `padding`'s.
+    pub fn forward(&self, ids: &[Vec<u32>], padding: &Padding) -> Tensor<3> {
+        self.logits(self.hidden(ids, padding))
+    }
+
+    /// What the head multiplies, for every position, without a cache.
+    ///
+    /// # Shapes
+    /// - `ids`: equally long sequences → `[batch, t, d_model]`
+    ///
+    /// # Panics
+    /// As [`forward`](Self::forward).
+    pub fn hidden(&self, ids: &[Vec<u32>], padding: &Padding) -> Tensor<3> {
+        let t = check_batch(ids, padding);
+        let frame = frame(&self.config, padding, t, &self.device());
+        self.run(self.embed(ids, padding, 0), &frame, None)
+    }
+
+    /// What the head multiplies, for new columns that follow those in the cache: prefill (also in chunks) and decode.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, t_q]` → `[batch, t_q, d_model]`
+    ///
+    /// # Errors
+    /// When the new columns do not fit the cache; the cache is unchanged then.
+    pub fn hidden_cached(&self, ids: &[Vec<u32>], cache: &mut Cache) -> Result<Tensor<3>, CacheError> {
+        let t_q = ids.first().map_or(0, Vec::len);
+        let past = cache.advance(ids.len(), t_q)?;
+        check_batch(ids, cache.padding());
+        let windows = self.config.layers.iter().map(|l| l.window).collect();
+        let frame = Frame::new(windows, cache.rope.as_ref(), cache.padding(), past, t_q, &self.device());
+        let x = self.embed(ids, cache.padding(), past);
+        Ok(self.run(x, &frame, Some(cache)))
+    }
+
+    /// Logits of given positions.
+    ///
+    /// # Shapes
+    /// - `hidden`: `[batch, t, d_model]` → `[batch, t, vocab_size]`
+    pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
+        match &self.head {
+            Some(head) => head.forward(hidden),
+            None => linear(hidden, self.tokens.weight.val().transpose(), None),
+        }
+    }
+
+    fn embed(&self, ids: &[Vec<u32>], padding: &Padding, past: usize) -> Tensor<3> {
+        let device = self.device();
+        let x = self.tokens.forward(ids_tensor(ids, &device));
+        match &self.positions {
+            None => x,
+            Some(table) => {
+                let t = ids[0].len();
+                let places = TensorData::new(padding.positions(past, t), [ids.len(), t]);
+                x + table.forward(Tensor::<2, Int>::from_data(places, &device))
+            }
+        }
+    }
+
+    fn run(&self, mut x: Tensor<3>, frame: &Frame, mut cache: Option<&mut Cache>) -> Tensor<3> {
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let layer_cache = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
+            x = block.forward(x, frame, layer, layer_cache);
+        }
+        self.final_norm.forward(x)
+    }
+}
+
+/// The common length of a batch.
+fn check_batch(ids: &[Vec<u32>], padding: &Padding) -> usize {
+    assert_eq!(ids.len(), padding.batch(), "one padding entry a sequence");
+    let t = ids.first().map_or(0, Vec::len);
+    assert!(ids.iter().all(|row| row.len() == t), "sequences of a batch are equally long");
+    t
+}

@@ -1,0 +1,164 @@
+//! The generation loop.
+
+use burn::tensor::Tensor;
+use thiserror::Error;
+
+use super::sample::{Sampler, Sampling};
+use crate::attention::Padding;
+use crate::cache::{Cache, CacheError};
+use crate::decoder::Decoder;
+use crate::source::host_f32;
+
+/// How to generate.
+#[derive(Clone, Debug)]
+pub struct GenerateOptions {
+    /// Tokens to add to each prompt at most; the context may end a sequence earlier.
+    pub max_new_tokens: usize,
+    /// How each token is chosen.
+    pub sampling: Sampling,
+    /// Ids that end a sequence; the id itself is not part of the result.
+    pub stop: Vec<u32>,
+    /// Columns a prefill pass takes at a time.
+    pub prefill_chunk: usize,
+}
+
+impl Default for GenerateOptions {
+    /// 100 greedy tokens, prompts taken 512 tokens at a time, no stop id.
+    fn default() -> Self {
+        Self { max_new_tokens: 100, sampling: Sampling::Greedy, stop: Vec::new(), prefill_chunk: 512 }
+    }
+}
+
+/// Why a generation could not be done.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum GenerateError {
+    /// A prompt without a token.
+    #[error("prompt {row} is empty: there is nothing to continue")]
+    EmptyPrompt {
+        /// Index of the prompt.
+        row: usize,
+    },
+    /// A prompt that leaves no room for a token.
+    #[error("the prompt has {prompt_tokens} tokens, the model's context {max_positions}: no room for another")]
+    PromptTooLong {
+        /// Tokens of the longest prompt.
+        prompt_tokens: usize,
+        /// The model's context.
+        max_positions: usize,
+    },
+    /// A token the model has no embedding for.
+    #[error("token {token} of prompt {row} is outside the model's vocabulary of {vocab_size}")]
+    UnknownToken {
+        /// Index of the prompt.
+        row: usize,
+        /// The offending id.
+        token: u32,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// The cache refused a pass.
+    #[error(transparent)]
+    Cache(#[from] CacheError),
+}
+
+/// What a generation gave.
+#[derive(Debug)]
+pub struct Generation {
+    /// New tokens of each sequence, without stop ids.
+    pub tokens: Vec<Vec<u32>>,
+    /// Bytes the cache was allocated with.
+    pub cache_bytes: usize,
+    /// Tokens a sequence the cache was allocated for.
+    pub cache_tokens: usize,
+}
+
+/// Continues a batch of prompts through the cache.
+///
+/// Prompts of different lengths are padded on the left; each row gives what it would give alone. `on_token` hears each
+/// new token with its row as soon as it is chosen.
+///
+/// # Errors
+/// When a prompt is empty, has an unknown token or leaves no room.
+pub fn generate(
+    decoder: &Decoder,
+    prompts: &[Vec<u32>],
+    options: &GenerateOptions,
+    mut on_token: impl FnMut(usize, u32),
+) -> Result<Generation, GenerateError> {
+    let longest = check_prompts(decoder, prompts)?;
+    let max_positions = decoder.config().max_positions;
+    let room = options.max_new_tokens.min(max_positions - longest);
+    let padding = Padding::left(prompts.iter().map(|p| longest - p.len()).collect());
+    let padded = prompts.iter().map(|p| [vec![0; longest - p.len()], p.clone()].concat()).collect::<Vec<_>>();
+
+    // The last token chosen is never fed back, hence one column fewer.
+    let mut cache = decoder.cache(padding, longest + room.saturating_sub(1));
+    let mut tokens = vec![Vec::new(); prompts.len()];
+    let mut running = vec![true; prompts.len()];
+    let mut samplers: Vec<_> = (0..prompts.len()).map(|row| Sampler::new(options.sampling, row)).collect();
+    let mut hidden = if room > 0 { Some(prefill(decoder, &padded, options.prefill_chunk, &mut cache)?) } else { None };
+    for step in 0..room {
+        let Some(last) = hidden.take() else { break };
+        let vocab = decoder.config().vocab_size;
+        let logits = host_f32(decoder.logits(last));
+        for row in 0..prompts.len() {
+            if !running[row] {
+                continue;
+            }
+            let token = samplers[row].pick(&logits[row * vocab..(row + 1) * vocab]);
+            if options.stop.contains(&token) {
+                running[row] = false;
+            } else {
+                tokens[row].push(token);
+                on_token(row, token);
+            }
+        }
+        if !running.contains(&true) || step + 1 == room {
+            break;
+        }
+        // Ended rows go on with a filler that nobody reads.
+        let columns: Vec<Vec<u32>> = tokens.iter().map(|row| vec![row.last().copied().unwrap_or(0)]).collect();
+        hidden = Some(decoder.hidden_cached(&columns, &mut cache)?);
+    }
+    Ok(Generation { tokens, cache_bytes: cache.bytes(), cache_tokens: cache.capacity() })
+}
+
+/// Feeds the prompts in chunks and returns what the head multiplies for the last column: `[batch, 1, d_model]`.
+fn prefill(
+    decoder: &Decoder,
+    padded: &[Vec<u32>],
+    chunk: usize,
+    cache: &mut Cache,
+) -> Result<Tensor<3>, CacheError> {
+    let length = padded[0].len();
+    let chunk = chunk.max(1);
+    let mut start = 0;
+    loop {
+        let end = (start + chunk).min(length);
+        let columns: Vec<Vec<u32>> = padded.iter().map(|row| row[start..end].to_vec()).collect();
+        let hidden = decoder.hidden_cached(&columns, cache)?;
+        if end == length {
+            return Ok(hidden.narrow(1, end - start - 1, 1));
+        }
+        start = end;
+    }
+}
+
+/// The length of the longest prompt.
+fn check_prompts(decoder: &Decoder, prompts: &[Vec<u32>]) -> Result<usize, GenerateError> {
+    let config = decoder.config();
+    let (vocab_size, max_positions) = (config.vocab_size, config.max_positions);
+    for (row, prompt) in prompts.iter().enumerate() {
+        if prompt.is_empty() {
+            return Err(GenerateError::EmptyPrompt { row });
+        }
+        if let Some(&token) = prompt.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(GenerateError::UnknownToken { row, token, vocab_size });
+        }
+    }
+    let prompt_tokens = prompts.iter().map(Vec::len).max().unwrap_or(0);
+    if prompt_tokens >= max_positions {
+        return Err(GenerateError::PromptTooLong { prompt_tokens, max_positions });
+    }
+    Ok(prompt_tokens)
+}

@@ -1,0 +1,7 @@
+//! Text generation on token ids: prefill, then one token at a time through the cache.
+
+mod decode;
+mod sample;
+
+pub use decode::{GenerateError, GenerateOptions, Generation, generate};
+pub use sample::{Sampler, Sampling};

@@ -1,0 +1,143 @@
+//! Where weights come from: one tensor at a time, so that a model need never be in memory whole.
+
+use std::collections::HashMap;
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::decoder::DecoderConfig;
+use crate::weights::{LayerSlot, Matrix, Slot};
+
+/// Any failure of a weight source, kept whole so that the caller can show path, key and hint.
+pub type SourceError = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// Hands out the tensors of one model by [`Slot`].
+///
+/// Loading a block asks for that block's slots only; dropping the block frees them. A memory-mapped checkpoint
+/// therefore streams, whatever its size.
+pub trait WeightSource {
+    /// The graph these weights belong to.
+    fn config(&self) -> &DecoderConfig;
+
+    /// A matrix as f32 `[d_out, d_in]` on `device`.
+    ///
+    /// # Errors
+    /// When the slot is absent or cannot be read.
+    fn matrix(&self, slot: Slot, device: &Device) -> Result<Tensor<2>, SourceError>;
+
+    /// A vector as f32 on `device`.
+    ///
+    /// # Errors
+    /// When the slot is absent or cannot be read.
+    fn vector(&self, slot: Slot, device: &Device) -> Result<Tensor<1>, SourceError>;
+
+    /// Some rows of a matrix, in the order of `rows`: an embedding lookup that never loads the whole table.
+    ///
+    /// # Errors
+    /// When the slot is absent, a row is out of range, or reading fails.
+    fn rows(&self, slot: Slot, rows: &[u32], device: &Device) -> Result<Tensor<2>, SourceError>;
+}
+
+/// Weights held in memory: for tests, for models made in code, and as a patch over another source.
+#[derive(Clone, Debug)]
+pub struct WeightMap {
+    config: DecoderConfig,
+    tensors: HashMap<Slot, Matrix>,
+}
+
+impl WeightMap {
+    /// An empty set of weights for `config`.
+    pub fn new(config: DecoderConfig) -> Self {
+        Self { config, tensors: HashMap::new() }
+    }
+
+    /// Adds or replaces a tensor; a vector is a matrix of one row.
+    pub fn insert(&mut self, slot: Slot, matrix: Matrix) {
+        self.tensors.insert(slot, matrix);
+    }
+
+    /// Adds or replaces a tensor of a layer.
+    pub fn insert_layer(&mut self, layer: usize, slot: LayerSlot, matrix: Matrix) {
+        self.insert(Slot::Layer(layer, slot), matrix);
+    }
+
+    /// The tensor in a slot, if it is held here.
+    pub fn get(&self, slot: Slot) -> Option<&Matrix> {
+        self.tensors.get(&slot)
+    }
+
+    /// Lays these tensors over `base`: what is absent here is read there.
+    pub fn over<'a, S: WeightSource>(&'a self, base: &'a S) -> Overlay<'a, S> {
+        Overlay { patch: self, base }
+    }
+
+    fn require(&self, slot: Slot) -> Result<&Matrix, SourceError> {
+        self.get(slot).ok_or_else(|| format!("no tensor for {slot}").into())
+    }
+}
+
+impl WeightSource for WeightMap {
+    fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    fn matrix(&self, slot: Slot, device: &Device) -> Result<Tensor<2>, SourceError> {
+        Ok(self.require(slot)?.to_tensor(device))
+    }
+
+    fn vector(&self, slot: Slot, device: &Device) -> Result<Tensor<1>, SourceError> {
+        Ok(Tensor::from_data(TensorData::new(self.require(slot)?.data.clone(), [self.require(slot)?.data.len()]), device))
+    }
+
+    fn rows(&self, slot: Slot, rows: &[u32], device: &Device) -> Result<Tensor<2>, SourceError> {
+        let table = self.require(slot)?;
+        let mut data = Vec::with_capacity(rows.len() * table.cols);
+        for &row in rows {
+            let start = row as usize * table.cols;
+            let slice = table.data.get(start..start + table.cols);
+            data.extend_from_slice(slice.ok_or_else(|| format!("row {row} of {slot}, which has {} rows", table.rows))?);
+        }
+        Ok(Matrix::new(rows.len(), table.cols, data).to_tensor(device))
+    }
+}
+
+/// A [`WeightMap`] laid over another source; the configuration is the map's.
+#[derive(Debug)]
+pub struct Overlay<'a, S> {
+    patch: &'a WeightMap,
+    base: &'a S,
+}
+
+impl<S: WeightSource> WeightSource for Overlay<'_, S> {
+    fn config(&self) -> &DecoderConfig {
+        &self.patch.config
+    }
+
+    fn matrix(&self, slot: Slot, device: &Device) -> Result<Tensor<2>, SourceError> {
+        match self.patch.get(slot) {
+            Some(_) => self.patch.matrix(slot, device),
+            None => self.base.matrix(slot, device),
+        }
+    }
+
+    fn vector(&self, slot: Slot, device: &Device) -> Result<Tensor<1>, SourceError> {
+        match self.patch.get(slot) {
+            Some(_) => self.patch.vector(slot, device),
+            None => self.base.vector(slot, device),
+        }
+    }
+
+    fn rows(&self, slot: Slot, rows: &[u32], device: &Device) -> Result<Tensor<2>, SourceError> {
+        match self.patch.get(slot) {
+            Some(_) => self.patch.rows(slot, rows, device),
+            None => self.base.rows(slot, rows, device),
+        }
+    }
+}
+
+/// Reads a float tensor back to the host as f32, row-major.
+///
+/// # Panics
+/// If the device fails while it is read.
+pub(crate) fn host_f32<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.try_into_vec_as::<f32>().expect("a float tensor reads back as f32")
+}

@@ -1,0 +1,1 @@
+//! stiefel-optim

@@ -1,0 +1,33 @@
+"""Qwen2 with its sliding window on, from layer 1."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(HERE.parent))
+import twin  # noqa: E402
+
+twin.make(
+    HERE,
+    {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "hidden_act": "silu",
+        "max_position_embeddings": 64,
+        "max_window_layers": 1,
+        "rope_theta": 20000.0,
+        "rms_norm_eps": 1e-6,
+        "sliding_window": 8,
+        "use_sliding_window": True,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.02,
+    },
+    seed=55,
+    notes=["Layer 0 sees the whole prompt; layers 1 and 2 see a position itself and the 7 before it."],
+)
