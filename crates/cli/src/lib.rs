@@ -1,1 +1,32 @@
-//! cli
+//! The program `shrink`, as a library: it composes the crates below it and is the only one that prints.
+
+pub mod args;
+pub mod calibration;
+mod commands;
+pub mod convert;
+pub mod corpus;
+pub mod device;
+pub mod error;
+mod report;
+pub mod session;
+mod ui;
+
+use args::{Cli, Command};
+use session::Session;
+
+/// Runs one command.
+///
+/// # Errors
+/// Whatever the command could not do; [`error::hint`] finds what to do about it.
+pub fn run(cli: Cli) -> anyhow::Result<()> {
+    let session = Session::new(&cli.global)?;
+    match cli.command {
+        Command::Demo(args) => commands::demo::run(&session, &args),
+        Command::Inspect(args) => commands::inspect::run(&session, &args),
+        Command::Convert(args) => commands::convert::run(&session, &args),
+        Command::Eval(args) => commands::eval::run(&session, &args),
+        Command::Generate(args) => commands::generate::run(&session, &args),
+        Command::Memory(args) => commands::memory::run(&session, &args),
+        Command::Check(args) => commands::check::run(&session, &args),
+    }
+}

@@ -1,8 +1,6 @@
 //! Models and data sets fetched from a hub that runs in the test, with the faults that hubs and lines have.
 
-#[path = "hub/faults.rs"]
 mod faults;
-#[path = "hub/server.rs"]
 mod server;
 
 use std::fs;

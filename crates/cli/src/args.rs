@@ -1,0 +1,260 @@
+//! The command line, parsed low; values are checked against the model where they are used.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// Gives an open LLM a smaller KV cache: Multi-Head Latent Attention in place of its own.
+#[derive(Debug, Parser)]
+#[command(name = "shrink", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Examples:
+  shrink demo
+  shrink inspect HuggingFaceTB/SmolLM2-135M
+  shrink convert ./smollm2 -o ./smollm2-2x --compression-ratio 2 --calibration corpus.txt
+  shrink eval ./smollm2-2x --data heldout.txt --against ./smollm2
+  shrink generate ./smollm2-2x --prompt 'The capital of France is'
+
+A <MODEL> is a folder in Hugging Face's layout or a hub id, org/name[@revision]. HF_HOME, HF_TOKEN, HF_ENDPOINT and
+HF_HUB_OFFLINE are honoured.")]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+    /// What holds for every command.
+    #[command(flatten)]
+    pub global: Global,
+}
+
+/// Options of every command.
+#[derive(Clone, Debug, Args)]
+pub struct Global {
+    /// Where to compute: cpu, wgpu[:N] or cuda[:N]
+    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
+    pub device: String,
+    /// Print one JSON object instead of text
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Show no progress and no notes
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Compress the bundled model and show what comes of it: no network, no model of your own
+    Demo(DemoArgs),
+    /// Say what a model is, what its cache costs and what each ratio would give
+    Inspect(InspectArgs),
+    /// Replace a model's attention by latent attention and write the result
+    Convert(ConvertArgs),
+    /// Measure perplexity, and the distance to a donor
+    Eval(EvalArgs),
+    /// Continue a prompt from the (latent) cache
+    Generate(GenerateArgs),
+    /// Tabulate cache sizes from a configuration alone
+    Memory(MemoryArgs),
+    /// Verify a converted folder: orthonormality, finite weights, shapes, ranks, bytes
+    Check(CheckArgs),
+}
+
+/// `shrink demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// New tokens of the sample text
+    #[arg(long, default_value_t = 60, value_name = "N")]
+    pub max_new_tokens: usize,
+}
+
+/// `shrink inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  shrink inspect Qwen/Qwen2.5-7B --compression-ratio 2,4,8")]
+pub struct InspectArgs {
+    /// A model folder or hub id
+    pub model: String,
+    /// Ratios to tabulate
+    #[arg(long, value_delimiter = ',', default_value = "2,4,8,16", value_name = "RATIO,…")]
+    pub compression_ratio: Vec<f64>,
+}
+
+/// `shrink convert`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shrink convert meta-llama/Llama-2-7b-hf -o llama-4x
+  shrink convert ./model -o out --compression-ratio 2 --calibration corpus.txt more.jsonl
+  shrink convert ./model -o out --d-latent 128 --no-calibration --dtype bf16")]
+pub struct ConvertArgs {
+    /// The donor: a model folder or hub id
+    pub model: String,
+    /// Folder to write
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// The donor's cache over the new one's: d_latent = d_kv / RATIO
+    #[arg(long, short = 'r', default_value_t = 4.0, value_name = "RATIO")]
+    pub compression_ratio: f64,
+    /// Latent width of K and of V, in place of a ratio
+    #[arg(long, value_name = "N", conflicts_with = "compression_ratio")]
+    pub d_latent: Option<usize>,
+    /// How to factorise; auto picks separate
+    #[arg(long, value_enum, default_value_t = Method::Auto)]
+    pub method: Method,
+    /// Text to calibrate on
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+    /// Store the original W_k and W_v too, as a reconstruction loss needs them
+    #[arg(long)]
+    pub store_original_weights: bool,
+    /// Type of every stored tensor [default: the donor's, and f32 for the latent factors]
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub dtype: Option<StoreDtype>,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// Where calibration text comes from.
+#[derive(Clone, Debug, Args)]
+pub struct CalibrationArgs {
+    /// Text files (.txt, .jsonl, .parquet), a hub dataset, or `builtin`
+    #[arg(long, num_args = 1.., value_name = "SOURCE", default_value = "wikitext", conflicts_with = "no_calibration")]
+    pub calibration: Vec<String>,
+    /// Subset of a hub dataset
+    #[arg(long, value_name = "NAME", default_value = "wikitext-2-raw-v1")]
+    pub calibration_subset: String,
+    /// Factorise the weights alone (plain SVD)
+    #[arg(long)]
+    pub no_calibration: bool,
+    /// Windows of calibration text, spread evenly over it
+    #[arg(long, default_value_t = 128, value_name = "N")]
+    pub num_calibration_samples: usize,
+    /// Tokens a window
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub max_calibration_length: usize,
+    /// Field that holds the text of a .jsonl or .parquet row
+    #[arg(long, default_value = crate::corpus::DEFAULT_FIELD, value_name = "FIELD")]
+    pub text_field: String,
+}
+
+/// Factorisation methods.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Method {
+    /// The best that applies.
+    Auto,
+    /// Each layer's K and V on their own.
+    Separate,
+}
+
+/// Types a folder can be stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum StoreDtype {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats with f32's range.
+    Bf16,
+    /// 16-bit floats up to 65504.
+    F16,
+}
+
+impl StoreDtype {
+    /// The type as the checkpoint layer knows it.
+    pub fn dtype(self) -> handlers::Dtype {
+        match self {
+            StoreDtype::F32 => handlers::Dtype::F32,
+            StoreDtype::Bf16 => handlers::Dtype::Bf16,
+            StoreDtype::F16 => handlers::Dtype::F16,
+        }
+    }
+}
+
+/// `shrink eval`.
+#[derive(Debug, Args)]
+#[command(after_help = "Without --stride the file is tokenised once and cut into consecutive windows that do not \
+overlap; each scores all its tokens but the first (docs/evaluation.md).
+
+Examples:
+  shrink eval ./out --data heldout.txt --windows 40
+  shrink eval ./out --data heldout.txt --against ./donor --json
+  shrink eval ./out --data heldout.txt --windows 4 --through-cache")]
+pub struct EvalArgs {
+    /// A model folder or hub id
+    pub model: String,
+    /// Text to score (.txt, .jsonl, .parquet)
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    pub data: Vec<PathBuf>,
+    /// Tokens a window
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub max_length: usize,
+    /// Windows at most, from the start [default: all]
+    #[arg(long, value_name = "N")]
+    pub windows: Option<usize>,
+    /// Slide the window by N tokens and score only new ones
+    #[arg(long, value_name = "N")]
+    pub stride: Option<usize>,
+    /// Also measure KL and top-1 agreement to this model (its donor)
+    #[arg(long, value_name = "MODEL")]
+    pub against: Option<String>,
+    /// Score token by token through the cache, as generation runs
+    #[arg(long)]
+    pub through_cache: bool,
+    /// Field that holds the text of a .jsonl or .parquet row
+    #[arg(long, default_value = crate::corpus::DEFAULT_FIELD, value_name = "FIELD")]
+    pub text_field: String,
+}
+
+/// `shrink generate`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shrink generate ./out --prompt 'Once upon a time'
+  shrink generate ./out --prompt 'One' --prompt 'Two' --temperature 0.7 --top-p 0.9 --seed 7
+  shrink generate ./out --prompt - < prompt.txt")]
+pub struct GenerateArgs {
+    /// A model folder or hub id
+    pub model: String,
+    /// Text to continue; `-` reads it from stdin; repeat it for a batch
+    #[arg(long, short, required = true, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// New tokens a prompt at most
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub max_new_tokens: usize,
+    /// Divides the logits; 0 takes the most likely token
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub temperature: f64,
+    /// Keep the smallest set of tokens whose probabilities reach P
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub top_p: f64,
+    /// Keep the K most likely tokens
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Fixes every draw
+    #[arg(long, default_value_t = 0, value_name = "SEED")]
+    pub seed: u64,
+}
+
+/// `shrink memory`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shrink memory ./out
+  shrink memory ./llama-2-7b/config.json --compression-ratio 16 --sequence-lengths 512,2048,4096,8192")]
+pub struct MemoryArgs {
+    /// A model folder, a config.json or a hub id
+    pub model: String,
+    /// Tokens a sequence
+    #[arg(long, value_delimiter = ',', default_value = "512,1024,2048,4096", value_name = "N,…")]
+    pub sequence_lengths: Vec<usize>,
+    /// Sequences at a time
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub batch_size: usize,
+    /// For a donor: show the cache at this ratio too
+    #[arg(long, short = 'r', value_name = "RATIO")]
+    pub compression_ratio: Option<f64>,
+    /// Type of a cached number
+    #[arg(long, value_enum, default_value_t = StoreDtype::F16, value_name = "DTYPE")]
+    pub dtype: StoreDtype,
+}
+
+/// `shrink check`.
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    /// A folder written by shrink
+    pub model: String,
+}

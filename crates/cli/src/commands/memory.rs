@@ -1,0 +1,66 @@
+//! `shrink memory`.
+
+use std::path::Path;
+
+use calib::{Plan, Width};
+use handlers::hub::Need;
+use handlers::read_config;
+use mla_core::DecoderConfig;
+use serde_json::json;
+use train::eval::{CacheSize, cache_sizes};
+
+use crate::args::MemoryArgs;
+use crate::error::UserError;
+use crate::report::{bytes, table};
+use crate::session::Session;
+
+/// Tabulates cache sizes.
+pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
+    let flag = |flag, found: usize| UserError::Flag { flag, found: found.to_string(), expected: "at least 1".into() };
+    if args.batch_size == 0 {
+        return Err(flag("--batch-size", 0).into());
+    }
+    if args.sequence_lengths.contains(&0) {
+        return Err(flag("--sequence-lengths", 0).into());
+    }
+    let config = config(session, args)?;
+    let element_bytes = args.dtype.dtype().bytes();
+    let sizes = cache_sizes(&config, &args.sequence_lengths, args.batch_size, element_bytes);
+    let saved = |size: &CacheSize| size.donor_bytes - size.model_bytes;
+    let object = json!({
+        "compression_ratio": config.compression_ratio(),
+        "batch_size": args.batch_size,
+        "dtype": args.dtype.dtype().name(),
+        "sizes": sizes.iter().map(|size| json!({
+            "tokens": size.tokens,
+            "donor_bytes": size.donor_bytes,
+            "model_bytes": size.model_bytes,
+            "saved_bytes": saved(size),
+        })).collect::<Vec<_>>(),
+    });
+    let row = |size: &CacheSize| {
+        vec![size.tokens.to_string(), bytes(size.donor_bytes), bytes(size.model_bytes), bytes(saved(size))]
+    };
+    let rows: Vec<_> = sizes.iter().map(row).collect();
+    let text = format!(
+        "KV cache at {:.2}x, batch {}, {}:\n{}",
+        config.compression_ratio(),
+        args.batch_size,
+        args.dtype.dtype().name(),
+        table(&["tokens", "standard", "latent", "saved"], &rows)
+    );
+    session.print(&object, &text)
+}
+
+fn config(session: &Session, args: &MemoryArgs) -> anyhow::Result<DecoderConfig> {
+    let file = Path::new(&args.model);
+    let path = match file.is_file() {
+        true => file.to_path_buf(),
+        false => session.find(&args.model, Need::ConfigOnly)?.path,
+    };
+    let (_, config, _) = read_config(&path, &session.registry)?;
+    match args.compression_ratio {
+        None => Ok(config),
+        Some(ratio) => Ok(Plan::new(&config, Width::Ratio(ratio))?.apply(&config)),
+    }
+}

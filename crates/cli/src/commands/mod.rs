@@ -1,0 +1,9 @@
+//! One file a command: read the arguments, call the crates, print.
+
+pub mod check;
+pub mod convert;
+pub mod demo;
+pub mod eval;
+pub mod generate;
+pub mod inspect;
+pub mod memory;

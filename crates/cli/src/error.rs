@@ -1,0 +1,112 @@
+//! How a failure reaches the user: what went wrong, what to do, and an exit code.
+
+/// A failure that is the user's to mend.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UserError {
+    /// A value that no model could take.
+    #[error("{flag} is {found}, expected {expected}")]
+    Flag {
+        /// The flag.
+        flag: &'static str,
+        /// What it was.
+        found: String,
+        /// What it may be.
+        expected: String,
+    },
+    /// Calibration text shorter than one window.
+    #[error("the calibration text has {tokens} tokens, fewer than one window of {length}")]
+    CalibrationTooShort {
+        /// Tokens of the text.
+        tokens: usize,
+        /// Tokens a window.
+        length: usize,
+    },
+    /// The default calibration data could not be had.
+    #[error("cannot get the calibration dataset {dataset}: {reason}")]
+    CalibrationUnreachable {
+        /// The dataset.
+        dataset: String,
+        /// Why.
+        reason: String,
+    },
+    /// A backend that is not compiled in, or a device that is not there.
+    #[error("device {device}: {reason}")]
+    Device {
+        /// What was asked for.
+        device: String,
+        /// Why it cannot be had.
+        reason: String,
+        /// What to do.
+        hint: String,
+    },
+    /// A folder that is a donor where a converted one is needed.
+    #[error("{path} is not a converted model: its config.json has no `mla` section")]
+    NotConverted {
+        /// The folder.
+        path: String,
+    },
+    /// A check that failed.
+    #[error("{failures} of {checks} checks failed")]
+    CheckFailed {
+        /// Checks that failed.
+        failures: usize,
+        /// Checks made.
+        checks: usize,
+    },
+    /// Standard input or output failed.
+    #[error("cannot {action}: {source}")]
+    Stdio {
+        /// What was tried.
+        action: &'static str,
+        /// The system's reason.
+        source: std::io::Error,
+    },
+}
+
+impl UserError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            UserError::Flag { .. } => "shrink help <COMMAND> lists every option with its default".into(),
+            UserError::CalibrationTooShort { .. } => {
+                "give more text (--calibration FILE), or shorten --max-calibration-length".into()
+            }
+            UserError::CalibrationUnreachable { .. } => "use --calibration FILE with text of your own, --calibration \
+                builtin for the public-domain text that ships with shrink, or --no-calibration"
+                .into(),
+            UserError::Device { hint, .. } => hint.clone(),
+            UserError::NotConverted { .. } => "shrink convert MODEL -o OUT makes one".into(),
+            UserError::CheckFailed { .. } => "convert the donor again, or download the folder again".into(),
+            UserError::Stdio { .. } => return None,
+        })
+    }
+}
+
+/// The hint of whichever library's error is at the root of `error`.
+pub fn hint(error: &anyhow::Error) -> Option<String> {
+    let mut hints = error.chain().filter_map(|cause| {
+        if let Some(e) = cause.downcast_ref::<handlers::Error>() {
+            e.hint()
+        } else if let Some(e) = cause.downcast_ref::<handlers::hub::HubError>() {
+            e.hint()
+        } else if let Some(e) = cause.downcast_ref::<calib::Error>() {
+            calib_hint(e)
+        } else if let Some(e) = cause.downcast_ref::<train::eval::EvalError>() {
+            e.hint()
+        } else if let Some(e) = cause.downcast_ref::<crate::corpus::CorpusError>() {
+            e.hint()
+        } else {
+            cause.downcast_ref::<UserError>().and_then(UserError::hint)
+        }
+    });
+    hints.next()
+}
+
+/// `calib` passes a weight source's error through untouched, so the folder's own hint is still in there.
+fn calib_hint(error: &calib::Error) -> Option<String> {
+    match error {
+        calib::Error::Source(source) => source.downcast_ref::<handlers::Error>().and_then(handlers::Error::hint),
+        other => other.hint(),
+    }
+}

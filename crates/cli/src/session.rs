@@ -1,0 +1,139 @@
+//! What every command needs: a device, the known families, somewhere to show progress and to print.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use burn::tensor::Device;
+use handlers::hub::{Hub, ModelFolder, Need};
+use handlers::{Model, Registry};
+use mla_core::{Decoder, SourceError};
+use serde_json::Value;
+
+use crate::args::Global;
+use crate::error::UserError;
+use crate::ui::Ui;
+
+/// One run of the program.
+pub struct Session {
+    /// Where to compute.
+    pub device: Device,
+    /// The families that are known.
+    pub registry: Registry,
+    /// Progress and notes.
+    pub ui: Ui,
+    /// Whether results are JSON.
+    pub json: bool,
+}
+
+/// A model that was found and opened.
+#[derive(Debug)]
+pub struct Opened {
+    /// Where it was found.
+    pub found: ModelFolder,
+    /// The model.
+    pub model: Model,
+}
+
+impl Opened {
+    /// How the user would name the model again: its hub id and commit, or its absolute path.
+    pub fn name(&self) -> String {
+        match (&self.found.id, &self.found.revision) {
+            (Some(id), Some(revision)) => format!("{id}@{revision}"),
+            (Some(id), None) => id.clone(),
+            (None, _) => self.found.path.canonicalize().unwrap_or_else(|_| self.found.path.clone()).display().to_string(),
+        }
+    }
+
+    /// A short name for people.
+    pub fn title(&self) -> String {
+        match &self.found.id {
+            Some(id) => id.clone(),
+            None => self.name().rsplit('/').next().unwrap_or("model").to_owned(),
+        }
+    }
+}
+
+impl Session {
+    /// Opens the device and looks at the terminal.
+    ///
+    /// # Errors
+    /// When the device cannot be had.
+    pub fn new(global: &Global) -> Result<Self, UserError> {
+        Ok(Self {
+            device: crate::device::open(&global.device)?,
+            registry: Registry::builtin(),
+            ui: Ui::new(global.quiet),
+            json: global.json,
+        })
+    }
+
+    /// Finds a model, on the disk or on the hub.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be fetched.
+    pub fn find(&self, name: &str, need: Need) -> anyhow::Result<ModelFolder> {
+        Ok(Hub::from_env().resolve(name, need, &self.ui.downloads())?)
+    }
+
+    /// Finds and opens a model, and says what in it was not used.
+    ///
+    /// # Errors
+    /// When it is no complete model of a known family.
+    pub fn open(&self, name: &str) -> anyhow::Result<Opened> {
+        let found = self.find(name, Need::Everything)?;
+        let model = Model::open(&found.path, &self.registry)?;
+        if let [first, ..] = model.unused() {
+            self.ui.note(&format!("note: {} tensor(s) not used, the first is {first}", model.unused().len()));
+        }
+        Ok(Opened { found, model })
+    }
+
+    /// Loads every weight of an opened model.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read or is not finite.
+    pub fn load(&self, model: &Model) -> anyhow::Result<Decoder> {
+        let mut task = self.ui.task("loading", 1);
+        let decoder = Decoder::load(model, &self.device).map_err(source_error)?;
+        task.at(1, 1);
+        task.finish();
+        Ok(decoder)
+    }
+
+    /// Prints a result to stdout: the object with `--json`, else the text.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn print(&self, object: &Value, text: &str) -> anyhow::Result<()> {
+        if self.json { self.write(&format!("{object:#}\n")) } else { self.write(text) }
+    }
+
+    /// Writes to stdout as it is.
+    ///
+    /// # Errors
+    /// When stdout is closed.
+    pub fn write(&self, text: &str) -> anyhow::Result<()> {
+        let mut out = std::io::stdout().lock();
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        written.map_err(|source| UserError::Stdio { action: "write to stdout", source }.into())
+    }
+
+    /// Reads the documents of text files and tokenises them as one stream, joined by blank lines.
+    ///
+    /// # Errors
+    /// When a file cannot be read or holds no text.
+    pub fn tokens(&self, model: &Model, files: &[PathBuf], field: &str) -> anyhow::Result<Vec<u32>> {
+        let tokenizer = handlers::Tokenizer::open(model.folder())?;
+        let text = crate::corpus::read(files, field)?.join("\n\n");
+        tokenizer.encode(&text).context("tokenising the text")
+    }
+}
+
+/// Brings a weight source's error back to its own type, so that its hint is found.
+pub fn source_error(error: SourceError) -> anyhow::Error {
+    match error.downcast::<handlers::Error>() {
+        Ok(error) => (*error).into(),
+        Err(error) => anyhow::anyhow!("{error}"),
+    }
+}

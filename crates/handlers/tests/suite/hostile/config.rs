@@ -1,0 +1,127 @@
+//! `config.json`: not there, not JSON, not of a family we know.
+
+use handlers::{Error, Registry, read_config};
+use serde_json::{Value, json};
+
+use super::refuses;
+use crate::scratch::Scratch;
+use crate::twin::{TWINS, folder};
+
+#[test]
+fn every_twin_describes_itself_from_its_configuration_alone() {
+    for name in TWINS {
+        let by_folder = read_config(&folder(name), &Registry::builtin()).expect("a configuration");
+        let by_file = read_config(&folder(name).join("config.json"), &Registry::builtin()).expect("the same");
+        assert_eq!(by_folder.1, by_file.1, "{name}");
+        assert!(by_folder.2.is_none(), "{name}");
+    }
+}
+
+#[test]
+fn a_folder_without_a_configuration_is_named() {
+    let scratch = Scratch::of("llama");
+    scratch.remove("config.json");
+    refuses!(scratch.open(), Error::Io { action: "read", path, .. } if path.ends_with("config.json"));
+    let nowhere = scratch.path("nowhere");
+    refuses!(handlers::Model::open(&nowhere, &Registry::builtin()), Error::Io { action: "read", .. });
+}
+
+#[test]
+fn a_configuration_that_is_no_json_is_named() {
+    let scratch = Scratch::of("llama");
+    let deep = "[".repeat(100_000);
+    for text in ["", "{", "model_type: llama", "{\"model_type\": \"llama\",}", "\u{feff}{}", deep.as_str()] {
+        scratch.write("config.json", text);
+        refuses!(scratch.open(), Error::Json { path, .. } if path.ends_with("config.json"));
+    }
+    scratch.write("config.json", [b'{', 0xff, 0xfe, b'}']);
+    refuses!(scratch.open(), Error::Json { .. });
+}
+
+#[test]
+fn a_configuration_that_is_no_object_is_named() {
+    let scratch = Scratch::of("llama");
+    for text in ["[]", "1", "null", "\"llama\"", "true"] {
+        scratch.write("config.json", text);
+        refuses!(scratch.open(), Error::BadField { expected, found, .. } if expected == "an object" && found == text);
+    }
+}
+
+#[test]
+fn an_unknown_model_type_lists_the_known_ones_and_how_to_add_one() {
+    let scratch = Scratch::of("llama");
+    scratch.set("model_type", "mamba");
+    let error = scratch.open().expect_err("unknown");
+    match &error {
+        Error::UnknownModelType { found, known, .. } => {
+            assert_eq!(found, "mamba");
+            assert_eq!(*known, ["gpt2", "llama", "mistral", "mixtral", "qwen2"]);
+        }
+        other => panic!("{other:?}"),
+    }
+    let hint = error.hint().expect("a hint");
+    assert!(hint.contains("docs/adding-a-model.md") && hint.contains("mixtral"), "{hint}");
+}
+
+#[test]
+fn a_configuration_without_a_model_type_is_named() {
+    let scratch = Scratch::of("llama");
+    for value in [Value::Null, json!("")] {
+        scratch.set("model_type", value);
+        refuses!(scratch.open(), Error::MissingField { field, .. } if field == "model_type");
+    }
+    scratch.set("model_type", 7);
+    refuses!(scratch.open(), Error::BadField { field, .. } if field == "model_type");
+}
+
+#[test]
+fn a_model_born_with_latent_attention_is_recognised() {
+    let scratch = Scratch::of("llama");
+    for (model_type, rank, expected) in [
+        ("deepseek_v3", json!(512), 512),
+        ("deepseek_v2", json!(1536), 1536),
+        ("deepseek_v3", Value::Null, 512),
+        ("minicpm3", json!(256), 256),
+        ("llama", json!(64), 64),
+    ] {
+        scratch.set("model_type", model_type);
+        scratch.set("kv_lora_rank", rank);
+        refuses!(
+            scratch.open(),
+            Error::NativeMla { model_type: found, kv_lora_rank, .. } if found == model_type && *kv_lora_rank == expected
+        );
+    }
+}
+
+#[test]
+fn a_section_that_does_not_fit_the_model_is_refused() {
+    let scratch = Scratch::of("llama");
+    let ranks = |k: Value, v: Value| json!({ "d_latent_k": k, "d_latent_v": v });
+    let section = |version: u64, layers: Vec<Value>| {
+        json!({ "version": version, "method": "separate", "objective": "mse", "layers": layers })
+    };
+    let good = || ranks(json!(8), json!(8));
+    for (bad, expected) in [
+        (json!(7), "a valid section"),
+        (json!({}), "a valid section"),
+        (section(2, vec![good(); 3]), "version 1"),
+        (section(1, vec![good(); 2]), "3 layers"),
+        (section(1, vec![good(); 4]), "3 layers"),
+        (section(1, vec![good(), Value::Null, ranks(json!(0), json!(8))]), "from 1 to d_kv = 32"),
+        (section(1, vec![good(), Value::Null, ranks(json!(8), json!(33))]), "from 1 to d_kv = 32"),
+        (section(1, vec![good(), Value::Null, ranks(json!(8), json!(u64::MAX))]), "from 1 to d_kv = 32"),
+        (section(1, vec![good(), Value::Null, ranks(json!(-1), json!(8))]), "a valid section"),
+        (section(1, vec![good(), Value::Null, ranks(json!(8.5), json!(8))]), "a valid section"),
+        (section(1, vec![good(), Value::Null, json!({ "d_latent_k": 8 })]), "a valid section"),
+    ] {
+        scratch.set("mla", bad.clone());
+        refuses!(
+            scratch.open(),
+            Error::BadField { field, expected: found, .. } if field == "mla" && found.contains(expected)
+        );
+    }
+    // A section that fits, over weights that do not have its tensors.
+    scratch.set("mla", section(1, vec![good(), Value::Null, good()]));
+    refuses!(scratch.open(), Error::MissingTensors { keys, .. }
+        if keys.len() == 8 && keys[0] == "model.layers.0.self_attn.mla.w_down_k");
+}

@@ -1,0 +1,163 @@
+//! A folder that cannot be written leaves everything as it was.
+
+use std::path::Path;
+
+use handlers::{Dtype, Error, FolderPlan, Model, write_folder};
+use mla_core::{LayerSlot, Matrix, WeightMap, WeightSource};
+
+use super::{place, plan, prompt, reopen, write, written};
+use crate::conversion::{exact, random};
+use crate::hostile::refuses;
+use crate::scratch::Scratch;
+use crate::twin::{load, logits, open};
+
+/// A twin with one weight set, in f32.
+fn donor_with(weight: f32) -> (Scratch, Model) {
+    let scratch = Scratch::of("llama");
+    scratch.edit_weights(|tensors| {
+        tensors.get_mut("model.layers.1.mlp.up_proj.weight").expect("a weight").set(7, weight);
+    });
+    let model = scratch.open().expect("weights are read when they are needed");
+    (scratch, model)
+}
+
+fn force(plan: &FolderPlan<'_>, out: &Path) -> Result<(), Error> {
+    write_folder(plan, out, true, &|_, _| {}).map(|_| ())
+}
+
+#[test]
+fn an_existing_folder_is_replaced_only_by_force() {
+    let donor = open("llama");
+    let (first, second) = (random(&donor, 4, 4, 1), random(&donor, 8, 8, 2));
+    let scratch = Scratch::empty();
+    written(&scratch, &plan(&donor, &first));
+    std::fs::write(place(&scratch).join("mine.txt"), "kept").expect("a file");
+    refuses!(write(&plan(&donor, &second), &place(&scratch)), Error::OutputExists { path } if *path == place(&scratch));
+    assert_eq!(reopen(&place(&scratch)).config(), first.config());
+    assert!(place(&scratch).join("mine.txt").exists());
+
+    force(&plan(&donor, &second), &place(&scratch)).expect("it is replaced");
+    assert_eq!(reopen(&place(&scratch)).config(), second.config());
+    assert!(!place(&scratch).join("mine.txt").exists(), "the old folder is gone as a whole");
+    assert_eq!(scratch.names(), ["converted"], "and nothing stands beside the new one");
+}
+
+#[test]
+fn a_file_in_the_way_is_refused_and_replaced_by_force() {
+    let donor = open("llama");
+    let factors = exact(&donor);
+    let scratch = Scratch::empty();
+    scratch.write("converted", "a file");
+    refuses!(write(&plan(&donor, &factors), &place(&scratch)), Error::OutputExists { .. });
+    force(&plan(&donor, &factors), &place(&scratch)).expect("it is replaced");
+    assert_eq!(reopen(&place(&scratch)).config(), factors.config());
+    assert_eq!(scratch.names(), ["converted"]);
+}
+
+#[test]
+fn the_donors_own_folder_can_be_replaced() {
+    let scratch = Scratch::empty();
+    let donor = open("gpt2");
+    let first = exact(&donor);
+    let once = written(&scratch, &plan(&donor, &first));
+    let ids = prompt("gpt2");
+    let before = logits(&load(&once), &ids);
+    let nothing = WeightMap::new(first.config().clone());
+    force(&plan(&once, &nothing), &place(&scratch)).expect("it is replaced");
+    assert_eq!(logits(&load(&reopen(&place(&scratch))), &ids), before);
+}
+
+/// Writes a plan that must fail, over nothing and over an earlier folder, and looks at what is left.
+fn assert_fails_cleanly(plan: &FolderPlan<'_>, is_expected: impl Fn(&Error) -> bool) {
+    let scratch = Scratch::empty();
+    let error = write(plan, &place(&scratch)).expect_err("it fails");
+    assert!(is_expected(&error), "{error:?}");
+    assert!(error.hint().is_some(), "{error}");
+    assert_eq!(scratch.names(), [""; 0], "nothing is left behind");
+
+    let donor = open("llama");
+    let earlier = exact(&donor);
+    write(&super::plan(&donor, &earlier), &place(&scratch)).expect("an earlier folder");
+    let error = force(plan, &place(&scratch)).expect_err("it fails again");
+    assert!(is_expected(&error), "{error:?}");
+    assert_eq!(scratch.names(), ["converted"], "nothing stands beside it");
+    assert_eq!(reopen(&place(&scratch)).config(), earlier.config(), "and it is as it was");
+}
+
+#[test]
+fn a_donor_that_is_not_finite_is_not_written() {
+    for weight in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+        let (_scratch, donor) = donor_with(weight);
+        let factors = exact(&donor);
+        for dtype in [None, Some(Dtype::F16), Some(Dtype::Bf16)] {
+            let plan = FolderPlan { dtype, max_shard_bytes: 20_000, ..plan(&donor, &factors) };
+            assert_fails_cleanly(&plan, |error| {
+                matches!(error, Error::NotFinite { key, index: 7, .. } if key == "model.layers.1.mlp.up_proj.weight")
+            });
+        }
+    }
+}
+
+#[test]
+fn a_factor_that_is_not_finite_is_not_written() {
+    let donor = open("llama");
+    for value in [f32::NAN, f32::INFINITY] {
+        for dtype in [None, Some(Dtype::F16)] {
+            let mut factors = random(&donor, 4, 4, 1);
+            let mut data = vec![0.5; 4 * donor.config().d_model];
+            data[9] = value;
+            factors.insert_layer(2, LayerSlot::DownValue, Matrix::new(4, donor.config().d_model, data));
+            assert_fails_cleanly(&FolderPlan { dtype, ..plan(&donor, &factors) }, |error| {
+                matches!(error, Error::NotFinite { key, index: 9, .. }
+                    if key == "model.layers.2.self_attn.mla.w_down_v")
+            });
+        }
+    }
+}
+
+#[test]
+fn a_weight_beyond_f16_is_an_error_and_fits_bf16() {
+    let (_scratch, donor) = donor_with(70_000.0);
+    let factors = exact(&donor);
+    let halves = FolderPlan { dtype: Some(Dtype::F16), ..plan(&donor, &factors) };
+    assert_fails_cleanly(&halves, |error| {
+        let hint = error.hint().expect("a hint");
+        matches!(error, Error::Overflow { key, value, dtype: "f16" }
+            if key == "model.layers.1.mlp.up_proj.weight" && *value == 70_000.0 && hint.contains("bf16"))
+    });
+    for dtype in [None, Some(Dtype::F32), Some(Dtype::Bf16)] {
+        let scratch = Scratch::empty();
+        written(&scratch, &FolderPlan { dtype, ..plan(&donor, &factors) });
+    }
+}
+
+#[test]
+fn a_factor_beyond_f16_is_an_error() {
+    let donor = open("llama");
+    let mut factors = random(&donor, 4, 4, 1);
+    factors.insert_layer(0, LayerSlot::DownKey, Matrix::new(4, 32, vec![-65_520.0; 128]));
+    assert_fails_cleanly(&FolderPlan { dtype: Some(Dtype::F16), ..plan(&donor, &factors) }, |error| {
+        matches!(error, Error::Overflow { value, .. } if *value == -65_520.0)
+    });
+}
+
+#[test]
+fn weights_cut_short_after_they_were_opened_are_an_error() {
+    let (scratch, donor) = donor_with(0.0);
+    let factors = exact(&donor);
+    let file = std::fs::OpenOptions::new().write(true).open(scratch.path("model.safetensors")).expect("the file");
+    file.set_len(20_000).expect("it is cut");
+    assert_fails_cleanly(&plan(&donor, &factors), |error| matches!(error, Error::Io { action: "read", .. }));
+    assert!(mla_core::Decoder::load(&donor, &burn::tensor::Device::flex()).is_err());
+}
+
+#[test]
+fn a_place_that_cannot_be_made_is_named() {
+    let donor = open("llama");
+    let factors = exact(&donor);
+    let scratch = Scratch::empty();
+    scratch.write("file", "");
+    let inside = scratch.path("file").join("converted");
+    refuses!(write(&plan(&donor, &factors), &inside), Error::Io { action: "create", .. });
+    assert_eq!(scratch.names(), ["file"]);
+}

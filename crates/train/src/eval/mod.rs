@@ -1,0 +1,13 @@
+//! Evaluation on held-out text.
+
+mod divergence;
+mod memory;
+mod perplexity;
+mod score;
+mod windows;
+
+pub use divergence::{Divergence, compare};
+pub use memory::{CacheSize, cache_sizes};
+pub use perplexity::{Pass, Perplexity, perplexity};
+pub use score::EvalError;
+pub use windows::{Window, Windowing};

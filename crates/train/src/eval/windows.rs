@@ -1,0 +1,91 @@
+//! Cutting a token stream into windows to be scored.
+
+use std::ops::Range;
+
+/// How a token stream is cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Windowing {
+    /// Consecutive windows that do not overlap, from the start; a rest shorter than a window is left out. Each window
+    /// scores all its tokens but the first.
+    Consecutive {
+        /// Tokens a window.
+        length: usize,
+    },
+    /// Windows that advance by `stride` and score only tokens that no window before them scored, so that each token
+    /// but the very first is scored once, with up to `length − stride` tokens of context kept.
+    Strided {
+        /// Tokens a window.
+        length: usize,
+        /// Tokens between the starts of two windows; at most `length`.
+        stride: usize,
+    },
+}
+
+/// One window of a token stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Window {
+    /// The tokens that are fed.
+    pub tokens: Range<usize>,
+    /// The tokens that are scored, each given those fed before it.
+    pub scored: Range<usize>,
+}
+
+impl Windowing {
+    /// The windows of a stream of `tokens` tokens, at most `limit`.
+    ///
+    /// # Panics
+    /// If the length is below 2, or a stride is 0 or longer than its window.
+    pub fn windows(self, tokens: usize, limit: Option<usize>) -> Vec<Window> {
+        let limit = limit.unwrap_or(usize::MAX);
+        match self {
+            Windowing::Consecutive { length } => {
+                assert!(length >= 2, "a window scores nothing below two tokens");
+                let starts = (0..tokens / length).map(|i| i * length);
+                starts.take(limit).map(|s| Window { tokens: s..s + length, scored: s + 1..s + length }).collect()
+            }
+            Windowing::Strided { length, stride } => {
+                assert!(length >= 2 && (1..=length).contains(&stride), "0 < stride ≤ length, length ≥ 2");
+                let mut windows = Vec::new();
+                let (mut start, mut reached) = (0, 1);
+                while reached < tokens && windows.len() < limit {
+                    let end = (start + length).min(tokens);
+                    // With stride = length a window's first token has no context of its own and is not scored.
+                    windows.push(Window { tokens: start..end, scored: reached.max(start + 1)..end });
+                    reached = end;
+                    start += stride;
+                }
+                windows
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn consecutive_windows_leave_out_the_rest() {
+        let windows = Windowing::Consecutive { length: 4 }.windows(11, None);
+        assert_eq!(windows, [Window { tokens: 0..4, scored: 1..4 }, Window { tokens: 4..8, scored: 5..8 }]);
+        assert_eq!(Windowing::Consecutive { length: 4 }.windows(11, Some(1)).len(), 1);
+        assert!(Windowing::Consecutive { length: 4 }.windows(3, None).is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_stride_scores_every_token_but_the_first_once(tokens in 2usize..200, length in 2usize..40, cut in 1usize..40) {
+            let stride = 1 + cut % (length - 1).max(1);
+            prop_assume!(stride < length);
+            let mut scored = vec![0; tokens];
+            for window in (Windowing::Strided { length, stride }).windows(tokens, None) {
+                prop_assert!(window.tokens.start < window.scored.start && window.scored.end == window.tokens.end);
+                prop_assert!(window.tokens.len() <= length);
+                window.scored.for_each(|t| scored[t] += 1);
+            }
+            prop_assert_eq!(scored[0], 0);
+            prop_assert!(scored[1..].iter().all(|&n| n == 1));
+        }
+    }
+}

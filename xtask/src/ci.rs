@@ -1,0 +1,258 @@
+//! The steps of continuous integration, each named and timed.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::ValueEnum;
+
+use crate::workspace::{Workspace, cargo};
+
+/// Names the folder of real weights and texts.
+const MODELS: &str = "SHRINK_MODELS";
+/// What that folder must hold.
+const MODEL: &str = "smollm2-135m-instruct/config.json";
+
+/// One step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Step {
+    /// Formatting
+    Fmt,
+    /// Lints, as errors
+    Clippy,
+    /// `cargo xtask tidy`
+    Tidy,
+    /// Every test
+    Test,
+    /// API documentation, warnings as errors
+    Doc,
+    /// Type check of the `cuda` feature, without a CUDA toolkit
+    CudaCheck,
+    /// Type check of the `wgpu` feature
+    WgpuCheck,
+    /// calib's tests on LAPACK
+    Lapack,
+    /// Integration tests on real weights
+    RealModels,
+}
+
+/// What runs where nothing is asked for.
+const USUAL: [Step; 5] = [Step::Fmt, Step::Clippy, Step::Tidy, Step::Test, Step::Doc];
+
+/// How a step ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Outcome {
+    Passed,
+    Failed,
+    Skipped(String),
+}
+
+/// A cargo command: arguments and environment.
+#[derive(Debug, PartialEq, Eq)]
+struct Recipe {
+    args: Vec<&'static str>,
+    env: Vec<(&'static str, PathBuf)>,
+}
+
+/// The steps to run.
+pub fn plan(steps: &[Step], full: bool, except: &[Step]) -> Vec<Step> {
+    let chosen: &[Step] = match (steps.is_empty(), full) {
+        (false, _) => steps,
+        (true, false) => &USUAL,
+        (true, true) => Step::value_variants(),
+    };
+    chosen.iter().copied().filter(|step| !except.contains(step)).collect()
+}
+
+/// Runs every step, also after one that failed, and prints a table of them.
+///
+/// # Errors
+/// When a step cannot be started.
+pub fn run(workspace: &Workspace, steps: &[Step]) -> Result<bool> {
+    let mut results = Vec::new();
+    for &step in steps {
+        println!("\n==> {}", step.name());
+        let start = Instant::now();
+        let outcome = run_step(workspace, step)?;
+        let elapsed = start.elapsed();
+        println!("<== {}: {} after {}", step.name(), outcome.label(), seconds(elapsed));
+        results.push((step, outcome, elapsed));
+    }
+    println!("\n{}", summary(&results));
+    Ok(results.iter().all(|(_, outcome, _)| *outcome != Outcome::Failed))
+}
+
+fn run_step(workspace: &Workspace, step: Step) -> Result<Outcome> {
+    if let Some(why) = obstacle(workspace, step)? {
+        return Ok(Outcome::Skipped(why));
+    }
+    let passed = match step.recipe(&workspace.target) {
+        None => crate::report_tidy(workspace)?,
+        Some(recipe) => {
+            println!("    cargo {}", recipe.args.join(" "));
+            let mut command = cargo(&workspace.root);
+            command.args(&recipe.args).envs(recipe.env).status().context("cannot run cargo")?.success()
+        }
+    };
+    Ok(if passed { Outcome::Passed } else { Outcome::Failed })
+}
+
+/// Why a step cannot run on this machine, if it cannot.
+fn obstacle(workspace: &Workspace, step: Step) -> Result<Option<String>> {
+    Ok(match step {
+        Step::Lapack if !links_openblas(&workspace.target)? => {
+            Some("OpenBLAS cannot be linked (Debian: apt-get install libopenblas-dev)".into())
+        }
+        Step::RealModels => missing_models(std::env::var_os(MODELS).map(PathBuf::from).as_deref()),
+        _ => None,
+    })
+}
+
+/// A set variable that names the wrong folder is a mistake, and left to the tests to refuse.
+fn missing_models(folder: Option<&Path>) -> Option<String> {
+    match folder {
+        Some(folder) if !folder.as_os_str().is_empty() => None,
+        _ => Some(format!("{MODELS} names no folder with {MODEL}")),
+    }
+}
+
+/// Whether the C compiler finds OpenBLAS.
+fn links_openblas(target: &Path) -> Result<bool> {
+    std::fs::create_dir_all(target).with_context(|| format!("cannot create {}", target.display()))?;
+    let probe = target.join("openblas-probe");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-x", "c", "-", "-lopenblas", "-o"]).arg(&probe);
+    compiler.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    let Ok(mut compiler) = compiler.spawn() else { return Ok(false) };
+    if let Some(mut stdin) = compiler.stdin.take() {
+        stdin.write_all(b"int main(void) { return 0; }")?;
+    }
+    let links = compiler.wait()?.success();
+    if links {
+        std::fs::remove_file(probe)?;
+    }
+    Ok(links)
+}
+
+impl Step {
+    /// The name on the command line.
+    fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// The cargo command; `None` for tidy, which runs in this process.
+    ///
+    /// All of them use the release profile, so that lints, documentation and tests share what they build. The backends
+    /// have a folder of their own, so that a check never stands in the way of a build.
+    fn recipe(self, target: &Path) -> Option<Recipe> {
+        let backends = || ("CARGO_TARGET_DIR", target.join("backends"));
+        let (args, env): (&[&str], Vec<_>) = match self {
+            Step::Tidy => return None,
+            Step::Fmt => (&["fmt", "--check"], vec![]),
+            Step::Clippy => {
+                (&["clippy", "--release", "--workspace", "--all-targets", "--", "-D", "warnings"], vec![])
+            }
+            Step::Test => (&["test", "--release", "--workspace"], vec![]),
+            Step::Doc => (
+                &["doc", "--release", "--workspace", "--no-deps"],
+                vec![("RUSTDOCFLAGS", "-D warnings".into())],
+            ),
+            // With DOCS_RS the build scripts of cubecl do not fetch LLVM: what is left can be checked, not linked.
+            Step::CudaCheck => (
+                &["check", "--release", "-p", "cli", "--no-default-features", "--features", "cpu,cuda"],
+                vec![backends(), ("DOCS_RS", "1".into())],
+            ),
+            Step::WgpuCheck => (&["check", "--release", "-p", "cli", "--features", "wgpu"], vec![backends()]),
+            // One thread: OpenBLAS with several collapses on a busy machine.
+            Step::Lapack => (
+                &["test", "--release", "-p", "calib", "--features", "lapack"],
+                vec![("OPENBLAS_NUM_THREADS", "1".into())],
+            ),
+            Step::RealModels => {
+                (&["test", "--release", "-p", "cli", "--features", "real-models", "--test", "real"], vec![])
+            }
+        };
+        Some(Recipe { args: args.to_vec(), env })
+    }
+}
+
+impl Outcome {
+    fn label(&self) -> String {
+        match self {
+            Outcome::Passed => "passed".into(),
+            Outcome::Failed => "FAILED".into(),
+            Outcome::Skipped(why) => format!("SKIPPED: {why}"),
+        }
+    }
+}
+
+/// One line a step: name, time, outcome.
+fn summary(results: &[(Step, Outcome, Duration)]) -> String {
+    let line = |(step, outcome, elapsed): &(Step, Outcome, Duration)| {
+        format!("  {:<12} {:>8}  {}", step.name(), seconds(*elapsed), outcome.label())
+    };
+    let total: Duration = results.iter().map(|(_, _, elapsed)| *elapsed).sum();
+    let lines: Vec<String> = results.iter().map(line).collect();
+    format!("{}\n  {:<12} {:>8}", lines.join("\n"), "total", seconds(total))
+}
+
+fn seconds(elapsed: Duration) -> String {
+    format!("{:.1} s", elapsed.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_is_every_step_and_the_usual_ones_need_nothing_special() {
+        assert_eq!(plan(&[], true, &[]), Step::value_variants());
+        assert_eq!(plan(&[], false, &[]), USUAL);
+        assert_eq!(plan(&[], true, &[Step::Test]).len(), Step::value_variants().len() - 1);
+        assert_eq!(plan(&[Step::Doc, Step::Fmt], false, &[]), [Step::Doc, Step::Fmt]);
+    }
+
+    #[test]
+    fn every_step_but_tidy_is_a_cargo_command() {
+        let without: Vec<_> =
+            Step::value_variants().iter().filter(|step| step.recipe(Path::new("t")).is_none()).collect();
+        assert_eq!(without, [&Step::Tidy]);
+    }
+
+    #[test]
+    fn backends_are_checked_beside_the_build_and_never_in_it() {
+        for step in [Step::CudaCheck, Step::WgpuCheck] {
+            let recipe = step.recipe(Path::new("t")).expect("a cargo command");
+            assert!(
+                recipe.env.contains(&("CARGO_TARGET_DIR", Path::new("t").join("backends"))),
+                "{recipe:?}"
+            );
+            assert_eq!(recipe.args[0], "check");
+        }
+    }
+
+    #[test]
+    fn models_are_missed_when_no_folder_is_named() {
+        for unset in [None, Some(Path::new(""))] {
+            assert!(missing_models(unset).is_some_and(|why| why.contains(MODELS)));
+        }
+        assert_eq!(missing_models(Some(Path::new("models"))), None);
+    }
+
+    #[test]
+    fn the_summary_hides_neither_a_failure_nor_a_skip() {
+        let second = Duration::from_secs(1);
+        let text = summary(&[
+            (Step::Fmt, Outcome::Passed, second),
+            (Step::Clippy, Outcome::Failed, second),
+            (Step::Lapack, Outcome::Skipped("no OpenBLAS".into()), second),
+        ]);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "  fmt             1.0 s  passed");
+        assert!(lines[1].ends_with("FAILED") && lines[1].contains("clippy"));
+        assert!(lines[2].ends_with("SKIPPED: no OpenBLAS") && lines[2].contains("lapack"));
+        assert_eq!(lines[3], "  total           3.0 s");
+    }
+}

@@ -1,0 +1,168 @@
+//! The layers inside `mla-core`: attention and caches serve the decoder and do not know it.
+//!
+//! `attention/` never names `crate::decoder`. `cache/` may name the types that `decoder/config.rs` declares, since a
+//! cache is laid out from a configuration, and nothing else of it.
+
+use super::Violation;
+use super::code::{code_only, paths, words};
+use super::tree::Tree;
+
+const SRC: &str = "crates/mla-core/src";
+const CONFIG: &str = "crates/mla-core/src/decoder/config.rs";
+
+/// Every path from `attention/` or `cache/` into the decoder that the layers forbid.
+pub fn check(tree: &Tree) -> Vec<Violation> {
+    let Some(config) = tree.text(CONFIG) else {
+        return vec![Violation::new(
+            CONFIG,
+            1,
+            "is missing; it declares the types a cache may know of the decoder",
+        )];
+    };
+    let config_types = declared_types(config);
+    let exports = decoder_exports(tree.text(&format!("{SRC}/lib.rs")).unwrap_or_default());
+    let mut found = Vec::new();
+    for layer in ["attention", "cache"] {
+        let may_know_configs = layer == "cache";
+        let mut files = 0;
+        for (path, file) in tree.below(&format!("{SRC}/{layer}")) {
+            files += 1;
+            for (line, name) in decoder_names(&file.text, &exports) {
+                if may_know_configs && config_types.contains(&name) {
+                    continue;
+                }
+                let rule = match may_know_configs {
+                    true => "of the decoder, a cache knows only the types of decoder/config.rs",
+                    false => "attention does not know the decoder",
+                };
+                found.push(Violation::new(path, line, format!("names `decoder::{name}`; {rule}")));
+            }
+        }
+        if files == 0 {
+            let what =
+                format!("has no {layer}/ any more; the layers in xtask/src/tidy/layers.rs are out of date");
+            found.push(Violation::new(format!("{SRC}/lib.rs"), 1, what));
+        }
+    }
+    found
+}
+
+/// The structs and enums a file makes public.
+fn declared_types(text: &str) -> Vec<String> {
+    let code = code_only(text);
+    let words: Vec<_> = words(&code).into_iter().map(|word| word.text).collect();
+    let declares = |w: &&[&str]| w[0] == "pub" && matches!(w[1], "struct" | "enum");
+    words.windows(3).filter(declares).map(|w| w[2].to_owned()).collect()
+}
+
+/// The decoder's items that the crate's root exports again: `crate::Block` is `crate::decoder::Block`.
+fn decoder_exports(lib: &str) -> Vec<String> {
+    let code = code_only(lib);
+    let uses = words(&code).into_iter().filter(|word| word.text == "use");
+    let from_decoder = |path: &Vec<String>| {
+        path.iter()
+            .find(|name| !matches!(name.as_str(), "crate" | "self"))
+            .is_some_and(|name| name == "decoder")
+    };
+    uses.flat_map(|word| paths(word.after))
+        .filter(from_decoder)
+        .filter_map(|path| path.last().cloned())
+        .collect()
+}
+
+/// What a file names of the decoder, with lines; `*` and `self` stand for all of it.
+fn decoder_names(text: &str, exports: &[String]) -> Vec<(usize, String)> {
+    let code = code_only(text);
+    let mut found = Vec::new();
+    for word in words(&code) {
+        let inner = word.before.trim_end().ends_with("::");
+        let Some(rest) = word.after.trim_start().strip_prefix("::") else { continue };
+        if inner || !matches!(word.text, "crate" | "super") {
+            continue;
+        }
+        for path in paths(rest) {
+            let path: Vec<&str> =
+                path.iter().map(String::as_str).skip_while(|name| *name == "super").collect();
+            match path.as_slice() {
+                ["decoder"] => found.push((word.line, "self".to_owned())),
+                ["decoder", name, ..] => found.push((word.line, (*name).to_owned())),
+                [name, ..]
+                    if word.text == "crate"
+                        && (*name == "*" || exports.iter().any(|export| export == name)) =>
+                {
+                    found.push((word.line, (*name).to_owned()));
+                }
+                _ => {}
+            }
+        }
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIB: &str = "pub use decoder::{Block, Decoder, DecoderConfig};\npub use cache::Cache;\n";
+    const CONFIGS: &str =
+        "/// pub struct Doc\npub struct DecoderConfig {}\npub enum AttentionKind {}\nstruct Hidden;\n";
+
+    fn found(attention: &str, cache: &str) -> Vec<String> {
+        let tree = Tree::of(&[
+            ("crates/mla-core/src/lib.rs", LIB),
+            (CONFIG, CONFIGS),
+            ("crates/mla-core/src/attention/rope.rs", attention),
+            ("crates/mla-core/src/cache/mod.rs", cache),
+        ]);
+        check(&tree).iter().map(Violation::to_string).collect()
+    }
+
+    #[test]
+    fn a_cache_may_know_configurations() {
+        let cache = "use crate::attention::Padding;\nuse crate::decoder::{AttentionKind, DecoderConfig};\n";
+        assert_eq!(found("use crate::cache::LayerCache;\n// crate::decoder::Block\n", cache), [""; 0]);
+        assert_eq!(found("", "fn f(c: &crate::DecoderConfig) {}"), [""; 0]);
+    }
+
+    #[test]
+    fn a_cache_may_know_nothing_else_of_the_decoder() {
+        for cache in [
+            "use crate::decoder::{AttentionKind, Block};",
+            "use crate::decoder::*;",
+            "use crate::decoder;",
+            "use crate::{attention::Padding, decoder::{self}};",
+            "use crate::Decoder;",
+            "use crate::*;",
+            "fn f() { super::super::decoder::Block::load(); }",
+            "use crate::decoder::Hidden;",
+        ] {
+            assert_eq!(found("", cache).len(), 1, "{cache}");
+        }
+    }
+
+    #[test]
+    fn attention_may_not_know_the_decoder_at_all() {
+        for attention in [
+            "use crate::decoder::DecoderConfig;",
+            "use crate::{cache::LayerCache, DecoderConfig};",
+            "fn f(c: &super::super::decoder::AttentionKind) {}",
+            "#[cfg(test)] mod tests { use crate::decoder::Block; }",
+        ] {
+            assert_eq!(found(attention, "").len(), 1, "{attention}");
+        }
+        let line = found("\n\nuse crate::decoder::Block;", "");
+        assert_eq!(
+            line,
+            [
+                "crates/mla-core/src/attention/rope.rs:3: names `decoder::Block`; attention does not know the decoder"
+            ]
+        );
+    }
+
+    #[test]
+    fn a_rule_that_lost_its_subject_says_so() {
+        assert_eq!(check(&Tree::default()).len(), 1);
+        let moved = Tree::of(&[(CONFIG, CONFIGS), ("crates/mla-core/src/lib.rs", LIB)]);
+        assert_eq!(check(&moved).len(), 2);
+    }
+}
