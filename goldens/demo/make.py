@@ -215,6 +215,7 @@ def record(steps):
     assert not info["missing_keys"] and not info["unexpected_keys"], info
     model.eval()
     windows = windows_of(tok, (HERE / "heldout.txt").read_text(encoding="utf-8"))
+    torch.manual_seed(SEED)
     untrained = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32).eval()
     prompt = tok(PROMPT, add_special_tokens=False)["input_ids"]
     out = model.generate(
