@@ -73,7 +73,13 @@ pub struct InspectArgs {
     /// A model folder or hub id
     pub model: String,
     /// Ratios to tabulate
-    #[arg(long, value_delimiter = ',', default_value = "2,4,8,16", value_name = "RATIO,…")]
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "2,4,8,16",
+        value_name = "RATIO,…",
+        allow_negative_numbers = true
+    )]
     pub compression_ratio: Vec<f64>,
 }
 
@@ -90,7 +96,7 @@ pub struct ConvertArgs {
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
     /// The donor's cache over the new one's: d_latent = d_kv / RATIO
-    #[arg(long, short = 'r', default_value_t = 4.0, value_name = "RATIO")]
+    #[arg(long, short = 'r', default_value_t = 4.0, value_name = "RATIO", allow_negative_numbers = true)]
     pub compression_ratio: f64,
     /// Latent width of K and of V, in place of a ratio
     #[arg(long, value_name = "N", conflicts_with = "compression_ratio")]
@@ -217,10 +223,10 @@ pub struct GenerateArgs {
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub max_new_tokens: usize,
     /// Divides the logits; 0 takes the most likely token
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
     pub temperature: f64,
     /// Keep the smallest set of tokens whose probabilities reach P
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    #[arg(long, default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]
     pub top_p: f64,
     /// Keep the K most likely tokens
     #[arg(long, value_name = "K")]
@@ -245,7 +251,7 @@ pub struct MemoryArgs {
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub batch_size: usize,
     /// For a donor: show the cache at this ratio too
-    #[arg(long, short = 'r', value_name = "RATIO")]
+    #[arg(long, short = 'r', value_name = "RATIO", allow_negative_numbers = true)]
     pub compression_ratio: Option<f64>,
     /// Type of a cached number
     #[arg(long, value_enum, default_value_t = StoreDtype::F16, value_name = "DTYPE")]

@@ -1,5 +1,7 @@
 //! How a failure reaches the user: what went wrong, what to do, and an exit code.
 
+use mla_core::generate::GenerateError;
+
 /// A failure that is the user's to mend.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -83,6 +85,19 @@ impl UserError {
     }
 }
 
+/// What went wrong and why, on one line. A message that ends with its own cause does not say it again.
+pub fn message(error: &anyhow::Error) -> String {
+    let mut message = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if message.is_empty() {
+            message = cause;
+        } else if !message.ends_with(&cause) {
+            message += &format!(": {cause}");
+        }
+    }
+    message.lines().map(str::trim).collect::<Vec<_>>().join(" ")
+}
+
 /// The hint of whichever library's error is at the root of `error`.
 pub fn hint(error: &anyhow::Error) -> Option<String> {
     let mut hints = error.chain().filter_map(|cause| {
@@ -96,11 +111,23 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             e.hint()
         } else if let Some(e) = cause.downcast_ref::<crate::corpus::CorpusError>() {
             e.hint()
+        } else if let Some(e) = cause.downcast_ref::<GenerateError>() {
+            generate_hint(e)
         } else {
             cause.downcast_ref::<UserError>().and_then(UserError::hint)
         }
     });
     hints.next()
+}
+
+fn generate_hint(error: &GenerateError) -> Option<String> {
+    let hint = match error {
+        GenerateError::EmptyPrompt { .. } => "give every --prompt some text",
+        GenerateError::PromptTooLong { .. } => "shorten the prompt: shrink inspect tells a model's context",
+        GenerateError::UnknownToken { .. } => "the tokenizer does not belong to this model",
+        GenerateError::Cache(_) => return None,
+    };
+    Some(hint.into())
 }
 
 /// `calib` passes a weight source's error through untouched, so the folder's own hint is still in there.

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Ok(Err(error)) => {
-            complain(&format!("error: {error:#}"));
+            complain(&format!("error: {}", cli::error::message(&error)));
             if let Some(hint) = cli::error::hint(&error) {
                 complain(&format!("hint: {hint}"));
             }

@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use mla_core::{Slot, WeightMap, WeightSource};
+use mla_core::{Matrix, Slot, WeightMap, WeightSource};
 use safetensors::{SafeTensorError, View};
 use serde_json::{Map, Value, json};
 
@@ -64,6 +64,10 @@ pub struct Written {
 /// # Errors
 /// When the folder exists and `force` is not set, a weight is not finite or overflows the type, or the disk fails.
 /// Nothing is left behind then, and an existing folder is as it was.
+///
+/// # Panics
+/// If a latent layer lacks a factor, a factor has another size than the section says, or one is given for a part of a
+/// fused tensor that stays fused.
 pub fn write_folder(
     plan: &FolderPlan<'_>,
     out: &Path,
@@ -75,8 +79,8 @@ pub fn write_folder(
     }
     let tensors = plan.tensors()?;
     let staging = Staging::new(out)?;
-    let written = write_weights(plan, &tensors, staging.path(), on_bytes)?;
     write_file(&staging.path().join("config.json"), &plan.config_json())?;
+    let written = write_weights(plan, &tensors, staging.path(), on_bytes)?;
     for name in COPIED {
         let from = plan.donor.folder().join(name);
         if from.exists() {
@@ -104,22 +108,29 @@ enum Source<'a> {
     Donor { key: &'a str },
     /// Read slot by slot from the donor: cut out of a fused tensor, `[d_out, d_in]`.
     Slot(Slot),
-    /// A factor.
-    Factor(&'a mla_core::Matrix),
+    /// A factor, `[d_out, d_in]`.
+    Factor(&'a Matrix, Layout),
 }
 
 impl FolderPlan<'_> {
     fn tensors(&self) -> Result<Vec<Pending<'_>>, Error> {
         let specs = self.section.tensors(self.donor.specs(), self.factors.config());
-        let donor: HashMap<Slot, &TensorSpec> = self.donor.specs().iter().map(|spec| (spec.slot, spec)).collect();
+        let donor: HashMap<Slot, &TensorSpec> =
+            self.donor.specs().iter().map(|spec| (spec.slot, spec)).collect();
         let mut seen = std::collections::HashSet::new();
         let mut tensors = Vec::new();
         for spec in specs {
+            let factor = self.factors.get(spec.slot);
+            if let Some(factor) = factor {
+                let fits =
+                    spec.outputs.is_none() && factor.data.len() == spec.shape.iter().product::<usize>();
+                assert!(fits, "{}: the factor for {} is no whole tensor of that shape", spec.key, spec.slot);
+            }
             if !seen.insert(spec.key.clone()) {
                 continue;
             }
-            let (source, stored) = match (self.factors.get(spec.slot), donor.get(&spec.slot)) {
-                (Some(factor), _) => (Source::Factor(factor), Dtype::F32),
+            let (source, stored) = match (factor, donor.get(&spec.slot)) {
+                (Some(factor), _) => (Source::Factor(factor, spec.layout), Dtype::F32),
                 (None, Some(original)) if original.key == spec.key => {
                     (Source::Donor { key: &original.key }, self.stored_dtype(&original.key)?)
                 }
@@ -157,17 +168,18 @@ impl Pending<'_> {
 
     /// The tensor's bytes in its type; checked to be finite and to fit.
     fn encode(&self, donor: &Model) -> Result<Vec<u8>, Error> {
-        let overflow = |value| Error::Overflow { key: self.key.clone(), value, dtype: self.dtype.name() };
         match &self.source {
-            Source::Factor(matrix) => self.dtype.encode(&matrix.data).map_err(overflow),
+            Source::Factor(matrix, layout) => {
+                check_finite(donor, &self.key, &matrix.data)?;
+                self.cast(&in_layout(&matrix.data, [matrix.rows, matrix.cols], *layout))
+            }
             Source::Slot(slot) => {
                 let (values, spec) = donor.read(*slot)?;
                 let [d_out, d_in] = spec.slot_shape();
-                let values = match spec.layout {
-                    Layout::OutIn => values,
-                    Layout::InOut => transpose(&values, d_in, d_out),
-                };
-                self.dtype.encode(&values).map_err(overflow)
+                match spec.layout {
+                    Layout::OutIn => self.cast(&values),
+                    Layout::InOut => self.cast(&transpose(&values, d_in, d_out)),
+                }
             }
             Source::Donor { key } => {
                 let checkpoint = donor.checkpoint();
@@ -176,16 +188,33 @@ impl Pending<'_> {
                 let bytes = checkpoint.read(tensor)?;
                 let mut values = Vec::with_capacity(bytes.len() / stored.bytes());
                 stored.decode(&bytes, &mut values);
-                if let Some(index) = values.iter().position(|v| !v.is_finite()) {
-                    let (path, key) = (donor.folder().into(), (*key).to_owned());
-                    return Err(Error::NotFinite { path, key, index, value: values[index] });
-                }
+                check_finite(donor, key, &values)?;
                 match stored == self.dtype {
                     true => Ok(bytes),
-                    false => self.dtype.encode(&values).map_err(overflow),
+                    false => self.cast(&values),
                 }
             }
         }
+    }
+
+    fn cast(&self, values: &[f32]) -> Result<Vec<u8>, Error> {
+        let overflow = |value| Error::Overflow { key: self.key.clone(), value, dtype: self.dtype.name() };
+        self.dtype.encode(values).map_err(overflow)
+    }
+}
+
+fn check_finite(donor: &Model, key: &str, values: &[f32]) -> Result<(), Error> {
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(index) => Err(donor.not_finite(key, index, values[index])),
+    }
+}
+
+/// A `[d_out, d_in]` matrix as a layout stores it.
+fn in_layout(values: &[f32], [d_out, d_in]: [usize; 2], layout: Layout) -> Cow<'_, [f32]> {
+    match layout {
+        Layout::OutIn => Cow::Borrowed(values),
+        Layout::InOut => Cow::Owned(transpose(values, d_out, d_in)),
     }
 }
 
@@ -265,6 +294,7 @@ fn write_weights(
             return Err(error);
         }
         result.map_err(|e| write_error(e, &path))?;
+        share(&path, &folder.join("config.json"))?;
         sync(&path)?;
         weight_map.extend(shard.iter().map(|tensor| (tensor.key.clone(), name(number).into())));
     }
@@ -312,6 +342,12 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     file.sync_all().map_err(Error::io("sync", path))
 }
 
+/// Gives a file the permissions of another: the safetensors writer makes its files private.
+fn share(path: &Path, like: &Path) -> Result<(), Error> {
+    let permissions = std::fs::metadata(like).map_err(Error::io("read", like))?.permissions();
+    std::fs::set_permissions(path, permissions).map_err(Error::io("set permissions of", path))
+}
+
 fn sync(path: &Path) -> Result<(), Error> {
     File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))
 }
@@ -352,7 +388,9 @@ impl Staging {
             return Err(Error::Io { action: "rename", path: out.into(), source });
         }
         if replaces {
-            std::fs::remove_dir_all(&aside).map_err(Error::io("remove", &aside))?;
+            let removed =
+                if aside.is_dir() { std::fs::remove_dir_all(&aside) } else { std::fs::remove_file(&aside) };
+            removed.map_err(Error::io("remove", &aside))?;
         }
         match out.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => sync(parent),

@@ -44,7 +44,8 @@ impl MlaSection {
     pub fn read(json: &ConfigJson, config: &DecoderConfig) -> Result<Option<Self>, Error> {
         let Some(value) = json.get("mla") else { return Ok(None) };
         let bad = |expected: String| json.bad("mla", expected, value);
-        let section: Self = serde_json::from_value(value.clone()).map_err(|e| bad(format!("a valid section ({e})")))?;
+        let section: Self =
+            serde_json::from_value(value.clone()).map_err(|e| bad(format!("a valid section ({e})")))?;
         if section.version != Self::VERSION {
             return Err(bad(format!("version {}, which this shrink reads", Self::VERSION)));
         }
@@ -85,7 +86,12 @@ impl MlaSection {
                 continue;
             };
             let matrix = |name: &str, slot, rows, cols| {
-                TensorSpec::matrix(format!("{}.mla.{name}", module_of(&spec.key)), Slot::Layer(layer, slot), rows, cols)
+                TensorSpec::matrix(
+                    format!("{}.mla.{name}", module_of(&spec.key)),
+                    Slot::Layer(layer, slot),
+                    rows,
+                    cols,
+                )
             };
             match slot {
                 LayerSlot::Key(Part::Weight) => {
@@ -116,4 +122,16 @@ impl MlaSection {
 fn module_of(key: &str) -> &str {
     let projection = key.rsplit_once('.').map_or(key, |(projection, _)| projection);
     projection.rsplit_once('.').map_or(projection, |(module, _)| module)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_projections_module_is_what_stands_before_its_name() {
+        assert_eq!(module_of("model.layers.3.self_attn.k_proj.weight"), "model.layers.3.self_attn");
+        assert_eq!(module_of("h.0.attn.c_attn.weight"), "h.0.attn");
+        assert_eq!(module_of("weight"), "weight");
+    }
 }

@@ -18,7 +18,10 @@ use crate::spec::{Layout, TensorSpec};
 ///
 /// # Errors
 /// When it is missing, malformed, or of no known family.
-pub fn read_config(path: &Path, registry: &Registry) -> Result<(ConfigJson, DecoderConfig, Option<MlaSection>), Error> {
+pub fn read_config(
+    path: &Path,
+    registry: &Registry,
+) -> Result<(ConfigJson, DecoderConfig, Option<MlaSection>), Error> {
     let path: PathBuf = if path.is_dir() { path.join("config.json") } else { path.into() };
     let json = ConfigJson::read(&path)?;
     let donor = registry.handler(&json)?.config(&json)?;
@@ -138,13 +141,12 @@ impl Model {
         }
         match values.iter().position(|v| !v.is_finite()) {
             None => Ok((values, spec)),
-            Some(index) => Err(Error::NotFinite {
-                path: self.folder().into(),
-                key: spec.key.clone(),
-                index,
-                value: values[index],
-            }),
+            Some(index) => Err(self.not_finite(&spec.key, index, values[index])),
         }
+    }
+
+    pub(crate) fn not_finite(&self, key: &str, index: usize, value: f32) -> Error {
+        Error::NotFinite { path: self.folder().into(), key: key.into(), index, value }
     }
 
     fn spec(&self, slot: Slot) -> Result<&TensorSpec, Error> {
@@ -190,6 +192,10 @@ impl WeightSource for Model {
             let bytes = d_in * dtype.bytes();
             dtype.decode(&self.checkpoint.read_part(tensor, row as usize * bytes, bytes)?, &mut values);
         }
+        if let Some(place) = values.iter().position(|v| !v.is_finite()) {
+            let index = rows[place / d_in] as usize * d_in + place % d_in;
+            return Err(self.not_finite(&spec.key, index, values[place]).into());
+        }
         Ok(Tensor::from_data(TensorData::new(values, [rows.len(), d_in]), device))
     }
 }
@@ -197,7 +203,10 @@ impl WeightSource for Model {
 /// Gives each key the prefix under which the checkpoint has it.
 fn resolve_prefixes(specs: &mut [TensorSpec], prefixes: &[&str], checkpoint: &Checkpoint) {
     for spec in specs {
-        let found = prefixes.iter().map(|prefix| format!("{prefix}{}", spec.key)).find(|key| checkpoint.get(key).is_some());
+        let found = prefixes
+            .iter()
+            .map(|prefix| format!("{prefix}{}", spec.key))
+            .find(|key| checkpoint.get(key).is_some());
         if let Some(key) = found {
             spec.key = key;
         }
@@ -207,8 +216,11 @@ fn resolve_prefixes(specs: &mut [TensorSpec], prefixes: &[&str], checkpoint: &Ch
 /// Every tensor is there, in its shape, as a plain float.
 fn check(specs: &[TensorSpec], checkpoint: &Checkpoint) -> Result<(), Error> {
     let path = || checkpoint.folder().to_path_buf();
-    let missing: Vec<String> =
-        specs.iter().filter(|spec| checkpoint.get(&spec.key).is_none()).map(|spec| spec.key.clone()).collect();
+    let missing: Vec<String> = specs
+        .iter()
+        .filter(|spec| checkpoint.get(&spec.key).is_none())
+        .map(|spec| spec.key.clone())
+        .collect();
     if !missing.is_empty() {
         return Err(Error::MissingTensors { path: path(), keys: missing });
     }

@@ -40,7 +40,15 @@ pub struct Registry {
 impl Registry {
     /// GPT-2, LLaMA, Mistral, Mixtral and Qwen2.
     pub fn builtin() -> Self {
-        Self { handlers: vec![Box::new(Gpt2), Box::new(Llama), Box::new(Mistral), Box::new(Mixtral), Box::new(Qwen2)] }
+        Self {
+            handlers: vec![
+                Box::new(Gpt2),
+                Box::new(Llama),
+                Box::new(Mistral),
+                Box::new(Mixtral),
+                Box::new(Qwen2),
+            ],
+        }
     }
 
     /// Adds a family.
@@ -54,9 +62,9 @@ impl Registry {
     /// When the model type is unknown, missing, or natively latent.
     pub fn handler(&self, json: &ConfigJson) -> Result<&dyn ModelHandler, Error> {
         let found = crate::detect::model_type(json)?;
-        let takes = |handler: &&Box<dyn ModelHandler>| handler.model_types().contains(&found.as_str());
-        match self.handlers.iter().rev().find(takes) {
-            Some(handler) => Ok(handler.as_ref()),
+        let mut latest_first = self.handlers.iter().rev().map(Box::as_ref);
+        match latest_first.find(|handler| handler.model_types().contains(&found.as_str())) {
+            Some(handler) => Ok(handler),
             None => Err(Error::UnknownModelType { path: json.path().into(), found, known: self.known() }),
         }
     }

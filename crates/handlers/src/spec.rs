@@ -64,3 +64,18 @@ impl TensorSpec {
         [self.outputs.as_ref().map_or(d_out, Range::len), d_in]
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_slots_shape_is_out_by_in_whatever_is_stored() {
+        let spec = TensorSpec::matrix("w", Slot::Head, 6, 4);
+        assert_eq!(spec.slot_shape(), [6, 4]);
+        let spec = spec.transposed();
+        assert_eq!((spec.shape.as_slice(), spec.slot_shape()), (&[4, 6][..], [6, 4]));
+        assert_eq!(spec.outputs(2..4).slot_shape(), [2, 4]);
+        assert_eq!(TensorSpec::vector("b", Slot::Head, 6).outputs(0..2).slot_shape(), [2, 1]);
+    }
+}

@@ -85,7 +85,10 @@ impl WeightSource for WeightMap {
     }
 
     fn vector(&self, slot: Slot, device: &Device) -> Result<Tensor<1>, SourceError> {
-        Ok(Tensor::from_data(TensorData::new(self.require(slot)?.data.clone(), [self.require(slot)?.data.len()]), device))
+        Ok(Tensor::from_data(
+            TensorData::new(self.require(slot)?.data.clone(), [self.require(slot)?.data.len()]),
+            device,
+        ))
     }
 
     fn rows(&self, slot: Slot, rows: &[u32], device: &Device) -> Result<Tensor<2>, SourceError> {
@@ -94,7 +97,9 @@ impl WeightSource for WeightMap {
         for &row in rows {
             let start = row as usize * table.cols;
             let slice = table.data.get(start..start + table.cols);
-            data.extend_from_slice(slice.ok_or_else(|| format!("row {row} of {slot}, which has {} rows", table.rows))?);
+            data.extend_from_slice(
+                slice.ok_or_else(|| format!("row {row} of {slot}, which has {} rows", table.rows))?,
+            );
         }
         Ok(Matrix::new(rows.len(), table.cols, data).to_tensor(device))
     }
@@ -140,4 +145,55 @@ impl<S: WeightSource> WeightSource for Overlay<'_, S> {
 /// If the device fails while it is read.
 pub(crate) fn host_f32<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.try_into_vec_as::<f32>().expect("a float tensor reads back as f32")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decoder::{Activation, Biases, HeadKind, MlpKind, NormKind, PositionKind};
+
+    fn config(d_model: usize) -> DecoderConfig {
+        DecoderConfig {
+            d_model,
+            n_heads: 1,
+            n_kv_heads: 1,
+            d_head: d_model,
+            d_ff: 1,
+            vocab_size: 3,
+            max_positions: 1,
+            norm: NormKind::Layer,
+            norm_eps: 1e-5,
+            position: PositionKind::Learned,
+            mlp: MlpKind::Plain(Activation::Relu),
+            biases: Biases { qkv: false, output: false, mlp: false },
+            head: HeadKind::Tied,
+            layers: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_patch_stands_before_its_base_and_brings_its_configuration() {
+        let device = Device::flex();
+        let mut base = WeightMap::new(config(2));
+        base.insert(Slot::Head, Matrix::new(1, 2, vec![1.0, 2.0]));
+        base.insert(Slot::TokenEmbedding, Matrix::new(3, 2, vec![0.0, 1.0, 2.0, 3.0, 4.0, 5.0]));
+        let mut patch = WeightMap::new(config(4));
+        patch.insert(Slot::Head, Matrix::new(1, 2, vec![7.0, 8.0]));
+        let overlay = patch.over(&base);
+        assert_eq!(overlay.config().d_model, 4);
+        assert_eq!(host_f32(overlay.vector(Slot::Head, &device).expect("patched")), [7.0, 8.0]);
+        let rows = overlay.rows(Slot::TokenEmbedding, &[2, 0, 2], &device).expect("the base's");
+        assert_eq!(host_f32(rows), [4.0, 5.0, 0.0, 1.0, 4.0, 5.0]);
+    }
+
+    #[test]
+    fn what_is_not_there_is_named() {
+        let device = Device::flex();
+        let mut map = WeightMap::new(config(2));
+        let missing = map.matrix(Slot::Layer(3, LayerSlot::UpKey), &device).expect_err("an empty map");
+        assert_eq!(missing.to_string(), "no tensor for layer 3 UpKey");
+        map.insert(Slot::TokenEmbedding, Matrix::new(3, 2, vec![0.0; 6]));
+        let beyond = map.rows(Slot::TokenEmbedding, &[0, 3], &device).expect_err("three rows");
+        assert_eq!(beyond.to_string(), "row 3 of TokenEmbedding, which has 3 rows");
+    }
 }

@@ -26,7 +26,7 @@ pub fn run(session: &Session, args: &GenerateArgs) -> anyhow::Result<()> {
     };
     let begun = std::time::Instant::now();
     let streams = !session.json && prompts.len() == 1;
-    let mut stream = Stream::new(session, &tokenizer, streams.then(|| prompts[0].as_str()));
+    let mut stream = Stream::new(session, &tokenizer, streams.then(|| prompts[0].clone()));
     let generation = generate(&decoder, &ids, &options, |_, token| stream.push(token))?;
     stream.end()?;
     let elapsed_s = begun.elapsed().as_secs_f64();
@@ -93,19 +93,22 @@ fn read_prompt(prompt: &str) -> Result<String, UserError> {
 }
 
 /// Prints a text while it grows: whole characters only, since a token may be part of one.
+///
+/// The prompt comes with the first token, so that a prompt which is refused leaves stdout empty.
 struct Stream<'a> {
     session: &'a Session,
     tokenizer: &'a Tokenizer,
     on: bool,
+    prompt: Option<String>,
     tokens: Vec<u32>,
     printed: usize,
     failure: Option<anyhow::Error>,
 }
 
 impl<'a> Stream<'a> {
-    fn new(session: &'a Session, tokenizer: &'a Tokenizer, prompt: Option<&str>) -> Self {
-        let failure = prompt.and_then(|prompt| session.write(prompt).err());
-        Self { session, tokenizer, on: prompt.is_some(), tokens: Vec::new(), printed: 0, failure }
+    fn new(session: &'a Session, tokenizer: &'a Tokenizer, prompt: Option<String>) -> Self {
+        let on = prompt.is_some();
+        Self { session, tokenizer, on, prompt, tokens: Vec::new(), printed: 0, failure: None }
     }
 
     fn push(&mut self, token: u32) {
@@ -113,14 +116,17 @@ impl<'a> Stream<'a> {
             return;
         }
         self.tokens.push(token);
-        if let Err(error) = self.print_new() {
+        if let Err(error) = self.print_new(false) {
             self.failure = Some(error);
         }
     }
 
-    fn print_new(&mut self) -> anyhow::Result<()> {
+    fn print_new(&mut self, at_end: bool) -> anyhow::Result<()> {
+        if let Some(prompt) = self.prompt.take() {
+            self.session.write(&prompt)?;
+        }
         let text = self.tokenizer.decode(&self.tokens)?;
-        if text.ends_with('\u{FFFD}') {
+        if text.ends_with('\u{FFFD}') && !at_end {
             return Ok(());
         }
         if let Some(new) = text.get(self.printed..) {
@@ -130,10 +136,13 @@ impl<'a> Stream<'a> {
         Ok(())
     }
 
-    fn end(self) -> anyhow::Result<()> {
-        match self.failure {
+    fn end(mut self) -> anyhow::Result<()> {
+        match self.failure.take() {
             Some(error) => Err(error),
-            None if self.on => self.session.write("\n"),
+            None if self.on => {
+                self.print_new(true)?;
+                self.session.write("\n")
+            }
             None => Ok(()),
         }
     }

@@ -92,10 +92,11 @@ struct Choice {
     cache_bytes_4096: u64,
 }
 
-/// Ratios beyond d_kv are left out of the table; one below 1 is an error.
+/// Ratios beyond d_kv are left out of the table; one below 1, or that is no number, is an error.
 fn choices(config: &DecoderConfig, ratios: &[f64]) -> anyhow::Result<Vec<Choice>> {
     let mut choices = Vec::new();
-    for &ratio in ratios.iter().filter(|&&ratio| ratio <= config.d_kv() as f64) {
+    let beyond = |ratio: f64| ratio > config.d_kv() as f64;
+    for &ratio in ratios.iter().filter(|&&ratio| !beyond(ratio)) {
         let plan = Plan::new(config, Width::Ratio(ratio))?;
         let converted = plan.apply(config);
         choices.push(Choice {

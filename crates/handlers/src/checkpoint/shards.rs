@@ -130,7 +130,9 @@ impl Checkpoint {
         let places = index.object("weight_map")?.ok_or_else(|| index.missing("weight_map"))?;
         let mut wanted: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (key, shard) in places.fields() {
-            let Value::String(shard) = shard else { return Err(bad(format!("the shard of {key} is no file name"))) };
+            let Value::String(shard) = shard else {
+                return Err(bad(format!("the shard of {key} is no file name")));
+            };
             // A name is only a name: an index from a stranger must not reach outside the folder.
             if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
                 return Err(bad(format!("{shard:?} is not a file name in the folder")));
@@ -148,7 +150,9 @@ impl Checkpoint {
         for (shard, keys) in wanted {
             self.add(shard)?;
             let number = self.shards.len() - 1;
-            if let Some(key) = keys.iter().find(|&&key| self.tensors.get(key).is_none_or(|t| t.shard != number)) {
+            if let Some(key) =
+                keys.iter().find(|&&key| self.tensors.get(key).is_none_or(|t| t.shard != number))
+            {
                 return Err(bad(format!("{key} is said to be in {shard}, which does not have it")));
             }
         }
@@ -194,8 +198,10 @@ fn read_header(file: &File, path: &Path) -> Result<(u64, Metadata, u64), Error> 
     }
     let mut header = vec![0; header_len as usize];
     read_exact_at(file, &mut header, 8).map_err(Error::io("read", path))?;
-    let metadata: Metadata = serde_json::from_slice(&header).map_err(|e| bad(format!("the header is wrong: {e}")))?;
-    let expected = 8 + header_len + metadata.data_len() as u64;
+    let metadata: Metadata =
+        serde_json::from_slice(&header).map_err(|e| bad(format!("the header is wrong: {e}")))?;
+    // Eight tensors of 2^61 bytes are a valid header: their sum must not wrap.
+    let expected = (8 + header_len).saturating_add(metadata.data_len() as u64);
     if expected != file_len {
         return Err(bad(format!("the header describes {expected} bytes, the file has {file_len}")));
     }

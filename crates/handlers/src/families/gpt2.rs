@@ -1,11 +1,9 @@
 //! GPT-2: learned positions, LayerNorm, biases everywhere, and q, k, v fused in one `Conv1D` of shape `[in, out]`.
 
-use mla_core::decoder::{
-    AttentionKind, Biases, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind,
-};
+use mla_core::decoder::{AttentionKind, Biases, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind};
 use mla_core::{DecoderConfig, LayerSlot, Part, Slot};
 
-use super::llama::activation;
+use super::llama::{PartSlot, activation};
 use crate::config_json::ConfigJson;
 use crate::error::Error;
 use crate::registry::ModelHandler;
@@ -81,14 +79,18 @@ impl ModelHandler for Gpt2 {
 fn layer_tensors(config: &DecoderConfig, layer: usize) -> Vec<TensorSpec> {
     let (d, d_ff) = (config.d_model, config.d_ff);
     let mut specs = Vec::new();
-    let norms: [(&str, fn(Part) -> LayerSlot); 2] = [("ln_1", LayerSlot::InputNorm), ("ln_2", LayerSlot::MlpNorm)];
+    let norms: [(&str, PartSlot); 2] = [("ln_1", LayerSlot::InputNorm), ("ln_2", LayerSlot::MlpNorm)];
     for (name, slot) in norms {
         for (part, suffix) in [(Part::Weight, "weight"), (Part::Bias, "bias")] {
-            specs.push(TensorSpec::vector(format!("h.{layer}.{name}.{suffix}"), Slot::Layer(layer, slot(part)), d));
+            specs.push(TensorSpec::vector(
+                format!("h.{layer}.{name}.{suffix}"),
+                Slot::Layer(layer, slot(part)),
+                d,
+            ));
         }
     }
     // `Conv1D` multiplies from the right, and `c_attn` holds q, k and v side by side.
-    let matrices: [(&str, &[fn(Part) -> LayerSlot], usize, usize); 4] = [
+    let matrices: [(&str, &[PartSlot], usize, usize); 4] = [
         ("attn.c_attn", &[LayerSlot::Query, LayerSlot::Key, LayerSlot::Value], d, d),
         ("attn.c_proj", &[LayerSlot::Output], d, d),
         ("mlp.c_fc", &[LayerSlot::Up], d_ff, d),

@@ -35,6 +35,9 @@ impl ModelHandler for Llama {
     }
 }
 
+/// Names the weight and the bias of one affine map or norm.
+pub(super) type PartSlot = fn(Part) -> LayerSlot;
+
 /// What all LLaMA-like configurations have in common: pre-norm RMSNorm, rotary positions, a gated MLP, no biases, no
 /// sliding window.
 pub(super) fn skeleton(json: &ConfigJson) -> Result<DecoderConfig, Error> {
@@ -94,7 +97,9 @@ pub(super) fn activation(json: &ConfigJson, field: &str, default: &str) -> Resul
 fn rope(json: &ConfigJson, max_positions: usize) -> Result<RopeConfig, Error> {
     let parameters = json.object("rope_parameters")?;
     let theta = match &parameters {
-        Some(parameters) => parameters.positive_or("rope_theta", json.positive_or("rope_theta", 10_000.0)?)?,
+        Some(parameters) => {
+            parameters.positive_or("rope_theta", json.positive_or("rope_theta", 10_000.0)?)?
+        }
         None => json.positive_or("rope_theta", 10_000.0)?,
     };
     let Some(scaling) = parameters.or(json.object("rope_scaling")?) else {
@@ -105,14 +110,18 @@ fn rope(json: &ConfigJson, max_positions: usize) -> Result<RopeConfig, Error> {
     let scaling = match kind {
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: scaling.positive("factor")? },
-        "dynamic" => RopeScaling::Dynamic { factor: scaling.positive("factor")?, original_max: max_positions },
+        "dynamic" => {
+            RopeScaling::Dynamic { factor: scaling.positive("factor")?, original_max: max_positions }
+        }
         "llama3" => RopeScaling::Llama3 {
             factor: scaling.positive("factor")?,
             low_freq_factor: scaling.positive("low_freq_factor")?,
             high_freq_factor: scaling.positive("high_freq_factor")?,
             original_max: original_max()?.unwrap_or(max_positions),
         },
-        other => return Err(json.bad("rope_scaling", "type default, linear, dynamic or llama3", &other.into())),
+        other => {
+            return Err(json.bad("rope_scaling", "type default, linear, dynamic or llama3", &other.into()));
+        }
     };
     Ok(RopeConfig { theta, scaling })
 }
@@ -146,14 +155,14 @@ pub(super) fn tensors(config: &DecoderConfig) -> Vec<TensorSpec> {
 fn attention_tensors(config: &DecoderConfig, layer: usize) -> Vec<TensorSpec> {
     let (d_model, d_q, d_kv) = (config.d_model, config.n_heads * config.d_head, config.d_kv());
     let base = format!("model.layers.{layer}");
-    let norm = |name: &str, slot: fn(Part) -> LayerSlot| {
+    let norm = |name: &str, slot: PartSlot| {
         TensorSpec::vector(format!("{base}.{name}.weight"), Slot::Layer(layer, slot(Part::Weight)), d_model)
     };
     let mut specs = vec![
         norm("input_layernorm", LayerSlot::InputNorm),
         norm("post_attention_layernorm", LayerSlot::MlpNorm),
     ];
-    let projections: [(&str, fn(Part) -> LayerSlot, usize, usize, bool); 4] = [
+    let projections: [(&str, PartSlot, usize, usize, bool); 4] = [
         ("q_proj", LayerSlot::Query, d_q, d_model, config.biases.qkv),
         ("k_proj", LayerSlot::Key, d_kv, d_model, config.biases.qkv),
         ("v_proj", LayerSlot::Value, d_kv, d_model, config.biases.qkv),
@@ -167,13 +176,14 @@ fn attention_tensors(config: &DecoderConfig, layer: usize) -> Vec<TensorSpec> {
 
 fn mlp_tensors(config: &DecoderConfig, layer: usize) -> Vec<TensorSpec> {
     let (d_model, d_ff) = (config.d_model, config.d_ff);
-    let projections: [(&str, fn(Part) -> LayerSlot, [usize; 2]); 3] = [
+    let projections: [(&str, PartSlot, [usize; 2]); 3] = [
         ("gate_proj", LayerSlot::Gate, [d_ff, d_model]),
         ("up_proj", LayerSlot::Up, [d_ff, d_model]),
         ("down_proj", LayerSlot::Down, [d_model, d_ff]),
     ];
     let base = format!("model.layers.{layer}.mlp");
-    let specs = |(name, slot, shape)| affine(&format!("{base}.{name}"), layer, slot, shape, config.biases.mlp);
+    let specs =
+        |(name, slot, shape)| affine(&format!("{base}.{name}"), layer, slot, shape, config.biases.mlp);
     projections.into_iter().flat_map(specs).collect()
 }
 
@@ -181,7 +191,7 @@ fn mlp_tensors(config: &DecoderConfig, layer: usize) -> Vec<TensorSpec> {
 pub(super) fn affine(
     name: &str,
     layer: usize,
-    slot: fn(Part) -> LayerSlot,
+    slot: PartSlot,
     [d_out, d_in]: [usize; 2],
     biased: bool,
 ) -> Vec<TensorSpec> {

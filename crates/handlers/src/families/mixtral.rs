@@ -20,7 +20,8 @@ impl ModelHandler for Mixtral {
     fn config(&self, json: &ConfigJson) -> Result<DecoderConfig, Error> {
         let mut config = llama::skeleton(json)?;
         llama::set_window(&mut config, json.size_or_none("sliding_window")?, 0);
-        let n_experts = json.size("num_local_experts")?;
+        // Bounded together with the layers: the table has three entries an expert of each.
+        let n_experts = json.count("num_local_experts", 100_000 / config.n_layers())?;
         let top_k = json.size("num_experts_per_tok")?;
         if top_k > n_experts {
             return Err(json.bad("num_experts_per_tok", format!("at most {n_experts}"), &top_k.into()));

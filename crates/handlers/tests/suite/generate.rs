@@ -66,7 +66,11 @@ fn chunks_of_the_prompt_change_nothing() {
         let whole = run(decoder, prompts, &greedy(8));
         for prefill_chunk in [0, 1, 3, 8] {
             let options = GenerateOptions { prefill_chunk, ..greedy(8) };
-            assert_eq!(run(decoder, prompts, &options).tokens, whole.tokens, "{name}, chunks of {prefill_chunk}");
+            assert_eq!(
+                run(decoder, prompts, &options).tokens,
+                whole.tokens,
+                "{name}, chunks of {prefill_chunk}"
+            );
         }
     });
 }
@@ -77,9 +81,13 @@ fn prompts_of_any_lengths_give_what_they_give_alone() {
     let lengths = proptest::collection::vec(1_usize..20, 1..5);
     let cases = Config { cases: 24, failure_persistence: None, ..Config::default() };
     let law = |(lengths, seed): (Vec<usize>, u32)| {
-        let token = |row: usize, place: usize| (seed.wrapping_mul(31) as usize + 7 * row + 13 * place) as u32 % 263;
-        let prompts: Vec<Vec<u32>> =
-            lengths.iter().enumerate().map(|(row, &n)| (0..n).map(|place| token(row, place)).collect()).collect();
+        let token =
+            |row: usize, place: usize| (seed.wrapping_mul(31) as usize + 7 * row + 13 * place) as u32 % 263;
+        let prompts: Vec<Vec<u32>> = lengths
+            .iter()
+            .enumerate()
+            .map(|(row, &n)| (0..n).map(|place| token(row, place)).collect())
+            .collect();
         let batch = run(&decoder, &prompts, &greedy(6));
         for (row, prompt) in prompts.iter().enumerate() {
             let alone = run(&decoder, std::slice::from_ref(prompt), &greedy(6));
@@ -101,7 +109,8 @@ fn a_stop_id_ends_its_sequence_and_is_no_part_of_it() {
     assert!(!free[1][..3].contains(&stop), "it comes first at step 3");
     let options = GenerateOptions { stop: vec![stop, 999], ..greedy(8) };
     let mut heard = vec![Vec::new(); prompts.len()];
-    let stopped = generate(&decoder, &prompts, &options, |row, token| heard[row].push(token)).expect("it runs");
+    let stopped =
+        generate(&decoder, &prompts, &options, |row, token| heard[row].push(token)).expect("it runs");
     for (row, free) in free.iter().enumerate() {
         let end = free.iter().position(|&token| token == stop).unwrap_or(free.len());
         assert_eq!(stopped.tokens[row], free[..end], "row {row}");
@@ -127,7 +136,8 @@ fn a_sequence_ends_where_the_context_does_and_the_cache_is_no_larger() {
 #[test]
 fn prompts_that_cannot_be_continued_are_named() {
     let decoder = load(&open("gpt2"));
-    let error = |prompts: &[Vec<u32>]| generate(&decoder, prompts, &greedy(1), |_, _| {}).expect_err("refused");
+    let error =
+        |prompts: &[Vec<u32>]| generate(&decoder, prompts, &greedy(1), |_, _| {}).expect_err("refused");
     assert_eq!(error(&[vec![1], vec![]]), GenerateError::EmptyPrompt { row: 1 });
     let unknown = GenerateError::UnknownToken { row: 1, token: 264, vocab_size: 264 };
     assert_eq!(error(&[vec![263], vec![0, 264]]), unknown);
@@ -150,7 +160,7 @@ fn a_pass_that_does_not_fit_leaves_the_cache_as_it_was() {
         let prompt = prompts[1].clone();
         let expected = host(decoder.hidden(&[[prompt.clone(), vec![5, 6]].concat()], &Padding::none(1)));
         let mut cache = decoder.cache(Padding::none(1), prompt.len() + 2);
-        let start = host(decoder.hidden_cached(&[prompt.clone()], &mut cache).expect("it fits"));
+        let start = host(decoder.hidden_cached(std::slice::from_ref(&prompt), &mut cache).expect("it fits"));
         let bytes = cache.bytes();
         let (capacity, used) = (prompt.len() + 2, prompt.len());
         let refused = decoder.hidden_cached(&[vec![9, 9, 9]], &mut cache).expect_err("three in two places");

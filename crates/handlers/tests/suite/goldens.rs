@@ -11,7 +11,8 @@ use mla_core::{Decoder, Padding, Slot, WeightSource};
 use serde_json::Value;
 
 use crate::twin::{
-    Golden, TWINS, argmax, assert_close, cached_logits, folder, host, load, logits, open, token_by_token,
+    Golden, TWINS, argmax, assert_close, cached_logits, folder, host, left_padded, load, logits, open,
+    token_by_token,
 };
 
 const REFERENCE: f32 = 2e-4;
@@ -92,9 +93,39 @@ fn a_left_padded_batch_equals_transformers_and_each_row_alone() {
             assert_close(ours, &expected[place..][real.clone()], REFERENCE, &format!("{name}, row {row}"));
             let alone = logits(decoder, &batch[row][left..]);
             assert_close(ours, &alone, OURSELVES, &format!("{name}, row {row} alone"));
-            assert_close(&cached[row][real], &alone, OURSELVES, &format!("{name}, row {row} through the cache"));
+            assert_close(
+                &cached[row][real],
+                &alone,
+                OURSELVES,
+                &format!("{name}, row {row} through the cache"),
+            );
         }
     });
+}
+
+/// Its frequencies follow the length of a sequence, which is not the width of the batch it stands in.
+#[test]
+fn dynamic_rope_stretches_each_row_of_a_batch_as_if_it_were_alone() {
+    let (decoder, golden) = (load(&open("llama-dynamic")), Golden::of("llama-dynamic"));
+    let ids = &golden.ids("prefill.ids")[0];
+    let prompts: Vec<Vec<u32>> = [24, 19, 7].map(|n| ids[..n].to_vec()).to_vec();
+    let (batch, padding) = left_padded(&prompts, 0);
+    let vocab = decoder.config().vocab_size;
+    let whole = host(decoder.forward(&batch, &padding));
+    let cached = cached_logits(&decoder, &batch, padding.clone(), &token_by_token(24, 20));
+    for (row, prompt) in prompts.iter().enumerate() {
+        let alone = logits(&decoder, prompt);
+        let real = padding.columns()[row] * vocab..24 * vocab;
+        assert_close(&whole[row * 24 * vocab..][real.clone()], &alone, OURSELVES, &format!("row {row}"));
+        assert_close(&cached[row][real], &alone, OURSELVES, &format!("row {row} through the cache"));
+    }
+    let options = GenerateOptions { max_new_tokens: 8, ..GenerateOptions::default() };
+    let run =
+        |prompts: &[Vec<u32>]| generate(&decoder, prompts, &options, |_, _| {}).expect("it runs").tokens;
+    let together = run(&prompts);
+    for (row, prompt) in prompts.iter().enumerate() {
+        assert_eq!(together[row], run(std::slice::from_ref(prompt))[0], "row {row}");
+    }
 }
 
 #[test]
@@ -160,7 +191,8 @@ fn rows_of_a_table_are_read_without_the_table() {
         let table = host(model.matrix(Slot::TokenEmbedding, &device).expect("a table"));
         let rows = host(model.rows(Slot::TokenEmbedding, &ids[0], &device).expect("some rows"));
         let d = model.config().d_model;
-        let expected: Vec<f32> = ids[0].iter().flat_map(|&id| table[id as usize * d..][..d].to_vec()).collect();
+        let expected: Vec<f32> =
+            ids[0].iter().flat_map(|&id| table[id as usize * d..][..d].to_vec()).collect();
         assert_eq!(rows, expected, "{name}");
         let beyond = model.config().vocab_size as u32;
         assert!(model.rows(Slot::TokenEmbedding, &[0, beyond], &device).is_err(), "{name}");
@@ -173,7 +205,8 @@ fn the_demo_model_continues_its_prompt_as_transformers_does() {
     let golden = std::fs::read(folder.join("golden.json")).expect("goldens/demo/golden.json");
     let golden: Value = serde_json::from_slice(&golden).expect("JSON");
     let ids = |field: &str| -> Vec<u32> {
-        serde_json::from_value(golden["greedy"][field].clone()).unwrap_or_else(|e| panic!("greedy.{field}: {e}"))
+        serde_json::from_value(golden["greedy"][field].clone())
+            .unwrap_or_else(|e| panic!("greedy.{field}: {e}"))
     };
     let model = Model::open(&folder, &Registry::builtin()).expect("the demo model");
     let decoder = load(&model);

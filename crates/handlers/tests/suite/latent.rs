@@ -76,7 +76,9 @@ fn generation_from_the_latent_cache_equals_the_pass_without_a_cache() {
         for (kind, factors) in [("exact", exact(&model)), ("half", random(&model, half, half, 5))] {
             let decoder = load(&factors.over(&model));
             let options = GenerateOptions { max_new_tokens: 64, ..GenerateOptions::default() };
-            let tokens = generate(&decoder, &[prompt.clone()], &options, |_, _| {}).expect("a continuation").tokens;
+            let tokens = generate(&decoder, std::slice::from_ref(&prompt), &options, |_, _| {})
+                .expect("a continuation")
+                .tokens;
             let room = model.config().max_positions - prompt.len();
             assert_eq!(tokens[0].len(), room.min(64), "{name}");
             let fed = [&prompt[..], &tokens[0][..tokens[0].len() - 1]].concat();
@@ -94,7 +96,9 @@ fn cached_latents_equal_the_pass_without_a_cache_at_every_position() {
         let ids = golden.ids("prefill.ids");
         let whole = logits(decoder, &ids[0]);
         let columns = ids[0].len();
-        for passes in [vec![columns], vec![5, 5, 5, 5, 4], token_by_token(columns, 1), token_by_token(columns, 10)] {
+        for passes in
+            [vec![columns], vec![5, 5, 5, 5, 4], token_by_token(columns, 1), token_by_token(columns, 10)]
+        {
             let cached = cached_logits(decoder, &ids, Padding::none(1), &passes);
             assert_close(&cached[0], &whole, OURSELVES, &format!("{name}, passes {passes:?}"));
         }
@@ -116,13 +120,24 @@ fn padded_latents_equal_each_row_alone() {
             let real = padding.columns()[row] * vocab..columns * vocab;
             let ours = &whole[row * columns * vocab..][real.clone()];
             assert_close(ours, &alone, OURSELVES, &format!("{name}, row {row}"));
-            assert_close(&cached[row][real], &alone, OURSELVES, &format!("{name}, row {row} through the cache"));
+            assert_close(
+                &cached[row][real],
+                &alone,
+                OURSELVES,
+                &format!("{name}, row {row} through the cache"),
+            );
         }
-        let right: Vec<Vec<u32>> = prompts.iter().map(|p| [p.clone(), vec![3; 16 - p.len()]].concat()).collect();
+        let right: Vec<Vec<u32>> =
+            prompts.iter().map(|p| [p.clone(), vec![3; 16 - p.len()]].concat()).collect();
         let whole = host(decoder.forward(&right, &Padding::none(3)));
         for (row, prompt) in prompts.iter().enumerate() {
             let ours = &whole[row * columns * vocab..][..prompt.len() * vocab];
-            assert_close(ours, &logits(decoder, prompt), OURSELVES, &format!("{name}, row {row} padded right"));
+            assert_close(
+                ours,
+                &logits(decoder, prompt),
+                OURSELVES,
+                &format!("{name}, row {row} padded right"),
+            );
         }
     });
 }

@@ -54,7 +54,11 @@ pub fn read_tensors(path: &Path) -> Tensors {
 
 pub fn write_tensors(path: &Path, tensors: &Tensors) {
     let views = tensors.iter().map(|(name, raw)| {
-        (name, TensorView::new(raw.dtype, raw.shape.clone(), &raw.bytes).expect("as many bytes as the shape says"))
+        (
+            name,
+            TensorView::new(raw.dtype, raw.shape.clone(), &raw.bytes)
+                .expect("as many bytes as the shape says"),
+        )
     });
     safetensors::serialize_to_file(views, None, path).expect("a file");
 }
@@ -137,7 +141,10 @@ impl Scratch {
     }
 
     pub fn index(&self, weight_map: Map<String, Value>) {
-        self.write("model.safetensors.index.json", serde_json::json!({ "weight_map": weight_map }).to_string());
+        self.write(
+            "model.safetensors.index.json",
+            serde_json::json!({ "weight_map": weight_map }).to_string(),
+        );
     }
 
     pub fn open(&self) -> Result<Model, Error> {
@@ -147,8 +154,9 @@ impl Scratch {
     /// The names of everything in the folder, sorted.
     pub fn names(&self) -> Vec<String> {
         let entries = std::fs::read_dir(self.folder()).expect("a folder");
-        let mut names: Vec<String> =
-            entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+        let mut names: Vec<String> = entries
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
         names.sort();
         names
     }

@@ -44,9 +44,10 @@ fn neighbours_to_halves(w: &Matrix, d_head: usize) -> Matrix {
 fn read(model: &Model, slot: Slot) -> Matrix {
     let device = Device::flex();
     match slot {
-        Slot::Layer(_, LayerSlot::Query(Part::Bias) | LayerSlot::Key(Part::Bias) | LayerSlot::Value(Part::Bias)) => {
-            Matrix::from_tensor(&model.vector(slot, &device).expect("a vector").unsqueeze_dim::<2>(1))
-        }
+        Slot::Layer(
+            _,
+            LayerSlot::Query(Part::Bias) | LayerSlot::Key(Part::Bias) | LayerSlot::Value(Part::Bias),
+        ) => Matrix::from_tensor(&model.vector(slot, &device).expect("a vector").unsqueeze_dim::<2>(1)),
         _ => Matrix::from_tensor(&model.matrix(slot, &device).expect("a matrix")),
     }
 }
@@ -82,7 +83,8 @@ fn a_dropped_bias_is_caught() {
         for slot in biases {
             let slot = slot(Part::Bias);
             let wrong = deviation(name, |model, config| {
-                let zeros = |slot| (slot, Matrix::new(1, read(model, slot).rows, vec![0.0; read(model, slot).rows]));
+                let zeros =
+                    |slot| (slot, Matrix::new(1, read(model, slot).rows, vec![0.0; read(model, slot).rows]));
                 every_layer(config, slot).into_iter().map(zeros).collect()
             });
             // Without a rotation a key's bias adds the same score to every position, which the softmax removes.

@@ -62,7 +62,8 @@ impl Golden {
     pub fn ids(&self, tensor: &str) -> Vec<Vec<u32>> {
         let (dtype, shape, data) = self.tensor(tensor);
         assert_eq!((dtype, shape.len()), (Dtype::I64, 2), "{tensor}");
-        let id = |b: &[u8]| u32::try_from(i64::from_le_bytes(b.try_into().expect("eight bytes"))).expect("an id");
+        let id =
+            |b: &[u8]| u32::try_from(i64::from_le_bytes(b.try_into().expect("eight bytes"))).expect("an id");
         data.chunks_exact(8 * shape[1]).map(|row| row.chunks_exact(8).map(id).collect()).collect()
     }
 
@@ -103,7 +104,12 @@ pub fn logits(decoder: &Decoder, ids: &[u32]) -> Vec<f32> {
 
 /// Logits of every column through the cache, fed in passes of the given widths: `[batch, t, vocab_size]`, row-major
 /// a sequence.
-pub fn cached_logits(decoder: &Decoder, ids: &[Vec<u32>], padding: Padding, passes: &[usize]) -> Vec<Vec<f32>> {
+pub fn cached_logits(
+    decoder: &Decoder,
+    ids: &[Vec<u32>],
+    padding: Padding,
+    passes: &[usize],
+) -> Vec<Vec<f32>> {
     let columns = ids[0].len();
     assert_eq!(passes.iter().sum::<usize>(), columns, "the passes cover the batch");
     let mut cache = decoder.cache(padding, columns);
@@ -136,6 +142,7 @@ pub fn argmax(logits: &[f32]) -> u32 {
 pub fn left_padded(sequences: &[Vec<u32>], filler: u32) -> (Vec<Vec<u32>>, Padding) {
     let longest = sequences.iter().map(Vec::len).max().unwrap_or(0);
     let left: Vec<usize> = sequences.iter().map(|s| longest - s.len()).collect();
-    let batch = sequences.iter().zip(&left).map(|(s, &left)| [vec![filler; left], s.clone()].concat()).collect();
+    let batch =
+        sequences.iter().zip(&left).map(|(s, &left)| [vec![filler; left], s.clone()].concat()).collect();
     (batch, Padding::left(left))
 }

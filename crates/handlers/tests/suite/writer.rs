@@ -53,7 +53,8 @@ fn a_written_folder_gives_the_same_bits() {
         let donor = open(name);
         let ids = prompt(name);
         let d_kv = donor.config().d_kv();
-        for factors in [exact(&donor), random(&donor, d_kv / 4, d_kv / 2, 3), exact_where(&donor, |l| l > 0)] {
+        for factors in [exact(&donor), random(&donor, d_kv / 4, d_kv / 2, 3), exact_where(&donor, |l| l > 0)]
+        {
             let scratch = Scratch::empty();
             let model = written(&scratch, &plan(&donor, &factors));
             assert_eq!(model.config(), factors.config(), "{name}");
@@ -159,7 +160,8 @@ fn written_is_what_was_written_and_progress_ends_there() {
     let scratch = Scratch::empty();
     let heard = std::sync::Mutex::new(Vec::new());
     let on_bytes = |done, all| heard.lock().expect("no panic").push((done, all));
-    let report = write_folder(&plan(&donor, &factors), &place(&scratch), false, &on_bytes).expect("it is written");
+    let report =
+        write_folder(&plan(&donor, &factors), &place(&scratch), false, &on_bytes).expect("it is written");
     let tensors = read_tensors(&place(&scratch).join("model.safetensors"));
     assert_eq!(report.tensors, tensors.len());
     assert_eq!(report.weight_bytes, tensors.values().map(|t| t.bytes.len() as u64).sum::<u64>());
@@ -173,7 +175,8 @@ fn further_files_are_written_beside_the_weights() {
     let donor = open("llama");
     let factors = exact(&donor);
     let scratch = Scratch::empty();
-    let extra = vec![("README.md".to_owned(), b"# card".to_vec()), ("shrink.json".to_owned(), b"{}".to_vec())];
+    let extra =
+        vec![("README.md".to_owned(), b"# card".to_vec()), ("shrink.json".to_owned(), b"{}".to_vec())];
     written(&scratch, &FolderPlan { extra, ..plan(&donor, &factors) });
     assert_eq!(std::fs::read(place(&scratch).join("README.md")).expect("a card"), b"# card");
     assert_eq!(std::fs::read(place(&scratch).join("shrink.json")).expect("provenance"), b"{}");

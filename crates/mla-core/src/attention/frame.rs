@@ -35,6 +35,11 @@ impl Padding {
         &self.left
     }
 
+    /// Columns of each sequence that are not padding, of a batch of `columns`.
+    pub fn lengths(&self, columns: usize) -> Vec<usize> {
+        self.left.iter().map(|&left| columns.saturating_sub(left)).collect()
+    }
+
     fn is_none(&self) -> bool {
         self.left.iter().all(|&columns| columns == 0)
     }
@@ -68,7 +73,7 @@ pub enum Sight {
     /// Every column up to and including its own.
     Causal,
     /// `true` where a column is hidden: `[batch or 1, 1, t_q, t_kv]`.
-    Hidden(Tensor<4, Bool>),
+    Hidden(Box<Tensor<4, Bool>>),
 }
 
 impl Frame {
@@ -143,7 +148,8 @@ impl Sight {
                 hidden.extend((0..t_kv).map(|key| key < first || key > query));
             }
         }
-        Sight::Hidden(Tensor::from_data(TensorData::new(hidden, [rows.len(), 1, t_q, t_kv]), device))
+        let hidden = TensorData::new(hidden, [rows.len(), 1, t_q, t_kv]);
+        Sight::Hidden(Box::new(Tensor::from_data(hidden, device)))
     }
 }
 
@@ -154,7 +160,7 @@ mod tests {
     fn hidden(sight: &Sight) -> Vec<bool> {
         match sight {
             Sight::Causal => panic!("a plain causal pass hides nothing else"),
-            Sight::Hidden(mask) => mask.clone().into_data().iter::<bool>().collect(),
+            Sight::Hidden(mask) => mask.as_ref().clone().into_data().iter::<bool>().collect(),
         }
     }
 

@@ -21,6 +21,10 @@ use crate::cache::LayerCache;
 
 /// The attention of one layer.
 #[derive(Module, Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a model has one a layer, and after a conversion most are the larger"
+)]
 pub enum Attention {
     /// Caches keys and values.
     Grouped(GroupedAttention),
@@ -36,7 +40,13 @@ impl Attention {
     ///
     /// # Panics
     /// If `cache` is of the other kind: a cache is made from the decoder it serves.
-    pub fn forward(&self, h: Tensor<3>, frame: &Frame, layer: usize, cache: Option<&mut LayerCache>) -> Tensor<3> {
+    pub fn forward(
+        &self,
+        h: Tensor<3>,
+        frame: &Frame,
+        layer: usize,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
         match (self, cache) {
             (Attention::Grouped(attention), None) => attention.forward(h, frame, layer, None),
             (Attention::Grouped(attention), Some(LayerCache::Dense(cache))) => {

@@ -80,14 +80,28 @@ impl RopeConfig {
 
     /// Cosines and sines for positions `0..length`.
     pub fn table(&self, d_head: usize, length: usize, device: &Device) -> RopeTable {
+        self.batch_table(d_head, length, &[length], device)
+    }
+
+    /// Cosines and sines for positions `0..length` of a batch whose sequences have room for `own` tokens each.
+    ///
+    /// Where the frequencies follow the length ([`RopeScaling::Dynamic`]) each sequence has its own, so that padding
+    /// changes nothing.
+    pub fn batch_table(&self, d_head: usize, length: usize, own: &[usize], device: &Device) -> RopeTable {
+        let follows =
+            matches!(self.scaling, RopeScaling::Dynamic { .. }) && own.iter().any(|&own| own != length);
+        let lengths = if follows { own } else { &[length] };
         // Rounded to f32 where transformers rounds, so that far positions agree with the reference.
-        let frequencies: Vec<f32> = self.frequencies(d_head, length).into_iter().map(|f| f as f32).collect();
-        let angles = (0..length).flat_map(|p| frequencies.iter().map(move |f| f64::from(f * p as f32)));
+        let rounded = |own: &usize| self.frequencies(d_head, *own).into_iter().map(|f| f as f32).collect();
+        let frequencies: Vec<Vec<f32>> = lengths.iter().map(rounded).collect();
+        let rows = frequencies.iter().flat_map(|row| (0..length).map(move |p| (row, p)));
+        let angles = rows.flat_map(|(row, p)| row.iter().map(move |f| f64::from(f * p as f32)));
         let (cos, sin): (Vec<f32>, Vec<f32>) = angles.map(|a| (a.cos() as f32, a.sin() as f32)).unzip();
-        let shape = [length, d_head / 2];
+        let shape = [lengths.len() * length, d_head / 2];
         RopeTable {
             cos: Tensor::from_data(TensorData::new(cos, shape), device),
             sin: Tensor::from_data(TensorData::new(sin, shape), device),
+            length,
         }
     }
 }
@@ -95,17 +109,18 @@ impl RopeConfig {
 /// Cosines and sines of every position and pair.
 ///
 /// # Shapes
-/// Both `[length, d_head / 2]`.
+/// Both `[length, d_head / 2]`, or `[batch · length, d_head / 2]` where each sequence has its own.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
     cos: Tensor<2>,
     sin: Tensor<2>,
+    length: usize,
 }
 
 impl RopeTable {
     /// Number of positions the table covers.
     pub fn length(&self) -> usize {
-        self.cos.dims()[0]
+        self.length
     }
 
     /// The rotation of consecutive positions, the same in every sequence of a batch.
@@ -118,11 +133,17 @@ impl RopeTable {
     ///
     /// # Shapes
     /// - `positions`: row-major `[batch, count]`
-    pub fn gather(&self, positions: Vec<i64>, batch: usize) -> Rotation {
+    pub fn gather(&self, mut positions: Vec<i64>, batch: usize) -> Rotation {
         let count = positions.len() / batch;
+        if self.cos.dims()[0] > self.length {
+            for (sequence, positions) in positions.chunks_exact_mut(count).enumerate() {
+                positions.iter_mut().for_each(|position| *position += (sequence * self.length) as i64);
+            }
+        }
         let device = self.cos.device();
         let index = Tensor::<1, Int>::from_data(TensorData::new(positions, [batch * count]), &device);
-        let rows = |t: &Tensor<2>| t.clone().select(0, index.clone()).reshape([batch as i64, 1, count as i64, -1]);
+        let rows =
+            |t: &Tensor<2>| t.clone().select(0, index.clone()).reshape([batch as i64, 1, count as i64, -1]);
         Rotation { cos: rows(&self.cos), sin: rows(&self.sin) }
     }
 }

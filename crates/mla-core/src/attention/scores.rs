@@ -17,7 +17,7 @@ pub(super) fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) ->
     let options = AttentionModuleOptions { is_causal: matches!(sight, Sight::Causal), ..Default::default() };
     let hidden = match sight {
         Sight::Causal => None,
-        Sight::Hidden(mask) => Some(mask.clone()),
+        Sight::Hidden(mask) => Some(mask.as_ref().clone()),
     };
     let out = if t_q == 1 {
         // One query: a group's heads become rows that share a kv head, and nothing is repeated. The only query sees
@@ -36,9 +36,12 @@ fn repeat_heads(x: Tensor<4>, group: usize) -> Tensor<4> {
         return x;
     }
     let [batch, n_kv_heads, t, d_head] = x.dims();
-    x.reshape([batch, n_kv_heads, 1, t, d_head])
-        .expand([batch, n_kv_heads, group, t, d_head])
-        .reshape([batch, n_kv_heads * group, t, d_head])
+    x.reshape([batch, n_kv_heads, 1, t, d_head]).expand([batch, n_kv_heads, group, t, d_head]).reshape([
+        batch,
+        n_kv_heads * group,
+        t,
+        d_head,
+    ])
 }
 
 /// Splits the last axis into heads: `[batch, t, heads · d_head]` → `[batch, heads, t, d_head]`.
@@ -60,7 +63,11 @@ mod tests {
         let t_kv = k.dims()[2];
         let scores = q.matmul(repeat_heads(k, group).swap_dims(2, 3)) / (d_head as f64).sqrt();
         let scores = scores.mask_fill(hidden.expand([batch, n_heads, t_q, t_kv]), -1e30);
-        softmax(scores, 3).matmul(repeat_heads(v, group)).swap_dims(1, 2).reshape([batch, t_q, n_heads * d_head])
+        softmax(scores, 3).matmul(repeat_heads(v, group)).swap_dims(1, 2).reshape([
+            batch,
+            t_q,
+            n_heads * d_head,
+        ])
     }
 
     #[test]
@@ -72,10 +79,14 @@ mod tests {
         };
         for (t_q, t_kv) in [(7, 7), (3, 9), (1, 5), (40, 700)] {
             let (q, k, v) = (random(6, t_q), random(2, t_kv), random(2, t_kv));
-            let causal = Tensor::<2, Bool>::tril_mask([t_q, t_kv], (t_kv - t_q) as i64, &device).unsqueeze::<4>();
+            let causal =
+                Tensor::<2, Bool>::tril_mask([t_q, t_kv], (t_kv - t_q) as i64, &device).unsqueeze::<4>();
             let plain = attend_plainly(q.clone(), k.clone(), v.clone(), causal.clone());
-            for sight in [Sight::Causal, Sight::Hidden(causal)] {
-                let gap: f32 = (attend(q.clone(), k.clone(), v.clone(), &sight) - plain.clone()).abs().max().into_scalar();
+            for sight in [Sight::Causal, Sight::Hidden(Box::new(causal))] {
+                let gap: f32 = (attend(q.clone(), k.clone(), v.clone(), &sight) - plain.clone())
+                    .abs()
+                    .max()
+                    .into_scalar();
                 assert!(gap < 2e-5, "t_q {t_q}, t_kv {t_kv}, {sight:?}: {gap}");
             }
         }

@@ -36,3 +36,23 @@ impl<const D: usize> Buffer<D> {
         self.data.as_ref().map_or(0, |data| data.shape().num_elements() * data.dtype().size())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_appended_comes_back_in_order_and_no_room_is_made_for_it() {
+        let device = Device::flex();
+        let mut buffer = Buffer::new([1, 4, 2], &device);
+        let bytes = buffer.bytes();
+        assert_eq!(bytes, 4 * 2 * 4);
+        let row = |x: f32| Tensor::<3>::from_data([[[x, -x]]], &device);
+        buffer.append(0, row(1.0));
+        let two = buffer.append(1, row(2.0));
+        assert_eq!(two.into_data().iter::<f32>().collect::<Vec<_>>(), [1.0, -1.0, 2.0, -2.0]);
+        let again = buffer.append(1, row(3.0));
+        assert_eq!(again.into_data().iter::<f32>().collect::<Vec<_>>(), [1.0, -1.0, 3.0, -3.0]);
+        assert_eq!(buffer.bytes(), bytes);
+    }
+}

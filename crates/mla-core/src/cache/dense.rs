@@ -12,7 +12,13 @@ pub struct DenseCache {
 }
 
 impl DenseCache {
-    pub(super) fn new(batch: usize, n_kv_heads: usize, capacity: usize, d_head: usize, device: &Device) -> Self {
+    pub(super) fn new(
+        batch: usize,
+        n_kv_heads: usize,
+        capacity: usize,
+        d_head: usize,
+        device: &Device,
+    ) -> Self {
         let shape = [batch, n_kv_heads, capacity, d_head];
         Self { keys: Buffer::new(shape, device), values: Buffer::new(shape, device) }
     }

@@ -12,7 +12,13 @@ pub struct LatentCache {
 }
 
 impl LatentCache {
-    pub(super) fn new(batch: usize, capacity: usize, d_latent_k: usize, d_latent_v: usize, device: &Device) -> Self {
+    pub(super) fn new(
+        batch: usize,
+        capacity: usize,
+        d_latent_k: usize,
+        d_latent_v: usize,
+        device: &Device,
+    ) -> Self {
         Self {
             keys: Buffer::new([batch, capacity, d_latent_k], device),
             values: Buffer::new([batch, capacity, d_latent_v], device),
@@ -23,7 +29,12 @@ impl LatentCache {
     ///
     /// # Shapes
     /// - `latent_k`, `latent_v`: `[batch, t_q, d_latent]` → `[batch, t_kv, d_latent]`
-    pub(crate) fn append(&mut self, at: usize, latent_k: Tensor<3>, latent_v: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+    pub(crate) fn append(
+        &mut self,
+        at: usize,
+        latent_k: Tensor<3>,
+        latent_v: Tensor<3>,
+    ) -> (Tensor<3>, Tensor<3>) {
         (self.keys.append(at, latent_k), self.values.append(at, latent_v))
     }
 

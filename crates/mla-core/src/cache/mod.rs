@@ -72,7 +72,9 @@ impl Cache {
         };
         let rope = match &config.position {
             PositionKind::Learned => None,
-            PositionKind::Rope(rope) => Some(rope.table(config.d_head, capacity, device)),
+            PositionKind::Rope(rope) => {
+                Some(rope.batch_table(config.d_head, capacity, &padding.lengths(capacity), device))
+            }
         };
         let layers = config.layers.iter().map(|l| layer(l.attention)).collect();
         Self { layers, rope, padding, capacity, tokens: 0 }

@@ -31,7 +31,14 @@ impl Block {
     }
 
     /// The residual stream after attention, given its input `h` from [`attention_input`](Self::attention_input).
-    fn attend(&self, x: Tensor<3>, h: Tensor<3>, frame: &Frame, layer: usize, cache: Option<&mut LayerCache>) -> Tensor<3> {
+    fn attend(
+        &self,
+        x: Tensor<3>,
+        h: Tensor<3>,
+        frame: &Frame,
+        layer: usize,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
         x + self.attention.forward(h, frame, layer, cache)
     }
 
@@ -55,7 +62,13 @@ impl Block {
     ///
     /// # Shapes
     /// - `x`: `[batch, t_q, d_model]` → the same
-    pub fn forward(&self, x: Tensor<3>, frame: &Frame, layer: usize, cache: Option<&mut LayerCache>) -> Tensor<3> {
+    pub fn forward(
+        &self,
+        x: Tensor<3>,
+        frame: &Frame,
+        layer: usize,
+        cache: Option<&mut LayerCache>,
+    ) -> Tensor<3> {
         let h = self.attention_input(x.clone());
         self.forward_from(x, h, frame, layer, cache)
     }

@@ -106,7 +106,8 @@ impl Experts {
         let mut out = tokens.zeros_like();
         for (index, expert) in self.experts.iter().enumerate() {
             // `places` are flat positions in `[tokens, top_k]`: the token is the place divided by `top_k`.
-            let places: Vec<i64> = (0..chosen.len()).filter(|&p| chosen[p] == index as i64).map(|p| p as i64).collect();
+            let places: Vec<i64> =
+                (0..chosen.len()).filter(|&p| chosen[p] == index as i64).map(|p| p as i64).collect();
             if places.is_empty() {
                 continue;
             }

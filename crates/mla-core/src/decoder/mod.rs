@@ -9,7 +9,8 @@ mod norm;
 
 pub use block::Block;
 pub use config::{
-    Activation, AttentionKind, Biases, DecoderConfig, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind, Sharing,
+    Activation, AttentionKind, Biases, DecoderConfig, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind,
+    Sharing,
 };
 pub use load::{final_norm, frame};
 pub use mlp::{Experts, GatedMlp, Mlp, PlainMlp};

@@ -12,6 +12,10 @@ use super::norm::Norm;
 use crate::attention::{Frame, Padding};
 use crate::cache::{Cache, CacheError};
 
+/// Up to this many rows, a product reads the embedding row by row (`E hᵀ`) faster than transposed (`h Eᵀ`): one row of
+/// 1×576×49152 took 5 ms against 213 on the CPU backend.
+const FEW_ROWS: usize = 32;
+
 /// A decoder-only transformer: donor, converted model, teacher and student alike.
 #[derive(Module, Debug)]
 pub struct Decoder {
@@ -93,7 +97,7 @@ impl Decoder {
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         match &self.head {
             Some(head) => head.forward(hidden),
-            None => linear(hidden, self.tokens.weight.val().transpose(), None),
+            None => tied_logits(hidden, self.tokens.weight.val()),
         }
     }
 
@@ -117,6 +121,20 @@ impl Decoder {
         }
         self.final_norm.forward(x)
     }
+}
+
+/// `hidden · Eᵀ` with the embedding as it lies.
+///
+/// # Shapes
+/// - `hidden`: `[batch, t, d_model]`, `embedding`: `[vocab_size, d_model]` → `[batch, t, vocab_size]`
+fn tied_logits(hidden: Tensor<3>, embedding: Tensor<2>) -> Tensor<3> {
+    let [batch, t, d_model] = hidden.dims();
+    if batch * t > FEW_ROWS {
+        return linear(hidden, embedding.transpose(), None);
+    }
+    let [vocab_size, _] = embedding.dims();
+    let columns = hidden.reshape([batch * t, d_model]).transpose();
+    embedding.matmul(columns).transpose().reshape([batch, t, vocab_size])
 }
 
 /// The common length of a batch.

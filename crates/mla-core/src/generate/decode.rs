@@ -39,7 +39,9 @@ pub enum GenerateError {
         row: usize,
     },
     /// A prompt that leaves no room for a token.
-    #[error("the prompt has {prompt_tokens} tokens, the model's context {max_positions}: no room for another")]
+    #[error(
+        "the prompt has {prompt_tokens} tokens, the model's context {max_positions}: no room for another"
+    )]
     PromptTooLong {
         /// Tokens of the longest prompt.
         prompt_tokens: usize,
@@ -86,6 +88,9 @@ pub fn generate(
     mut on_token: impl FnMut(usize, u32),
 ) -> Result<Generation, GenerateError> {
     let longest = check_prompts(decoder, prompts)?;
+    if prompts.is_empty() {
+        return Ok(Generation { tokens: Vec::new(), cache_bytes: 0, cache_tokens: 0 });
+    }
     let max_positions = decoder.config().max_positions;
     let room = options.max_new_tokens.min(max_positions - longest);
     let padding = Padding::left(prompts.iter().map(|p| longest - p.len()).collect());
@@ -96,7 +101,8 @@ pub fn generate(
     let mut tokens = vec![Vec::new(); prompts.len()];
     let mut running = vec![true; prompts.len()];
     let mut samplers: Vec<_> = (0..prompts.len()).map(|row| Sampler::new(options.sampling, row)).collect();
-    let mut hidden = if room > 0 { Some(prefill(decoder, &padded, options.prefill_chunk, &mut cache)?) } else { None };
+    let mut hidden =
+        if room > 0 { Some(prefill(decoder, &padded, options.prefill_chunk, &mut cache)?) } else { None };
     for step in 0..room {
         let Some(last) = hidden.take() else { break };
         let vocab = decoder.config().vocab_size;
@@ -117,7 +123,8 @@ pub fn generate(
             break;
         }
         // Ended rows go on with a filler that nobody reads.
-        let columns: Vec<Vec<u32>> = tokens.iter().map(|row| vec![row.last().copied().unwrap_or(0)]).collect();
+        let columns: Vec<Vec<u32>> =
+            tokens.iter().map(|row| vec![row.last().copied().unwrap_or(0)]).collect();
         hidden = Some(decoder.hidden_cached(&columns, &mut cache)?);
     }
     Ok(Generation { tokens, cache_bytes: cache.bytes(), cache_tokens: cache.capacity() })

@@ -71,7 +71,8 @@ fn argmax(logits: &[f32]) -> u32 {
 fn nucleus(logits: &[f32], temperature: f64, top_k: Option<usize>, top_p: f64) -> Vec<(u32, f64)> {
     let top = f64::from(logits[argmax(logits) as usize]);
     let weigh = |&l: &f32| ((f64::from(l) - top) / temperature).exp();
-    let mut tokens: Vec<(u32, f64)> = logits.iter().map(weigh).enumerate().map(|(i, p)| (i as u32, p)).collect();
+    let mut tokens: Vec<(u32, f64)> =
+        logits.iter().map(weigh).enumerate().map(|(i, p)| (i as u32, p)).collect();
     tokens.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     tokens.truncate(top_k.unwrap_or(tokens.len()).max(1));
     let total: f64 = tokens.iter().map(|&(_, p)| p).sum();

@@ -97,9 +97,7 @@ fn a_model_born_with_latent_attention_is_recognised() {
 fn a_section_that_does_not_fit_the_model_is_refused() {
     let scratch = Scratch::of("llama");
     let ranks = |k: Value, v: Value| json!({ "d_latent_k": k, "d_latent_v": v });
-    let section = |version: u64, layers: Vec<Value>| {
-        json!({ "version": version, "method": "separate", "objective": "mse", "layers": layers })
-    };
+    let section = |version: u64, layers: Vec<Value>| json!({ "version": version, "method": "separate", "objective": "mse", "layers": layers });
     let good = || ranks(json!(8), json!(8));
     for (bad, expected) in [
         (json!(7), "a valid section"),

@@ -47,17 +47,20 @@ fn a_size_no_model_can_have_is_named() {
     let required = REQUIRED.iter().flat_map(|&(name, fields)| fields.iter().map(move |&field| (name, field)));
     for (name, field) in required.chain(optional) {
         let scratch = Scratch::of(name);
-        for value in [json!(0), json!(-1), json!(1_u64 << 40), json!(u64::MAX), json!(3.5), json!("32"), json!([32])] {
-            scratch.set(field, value.clone());
+        for value in
+            [json!(0), json!(-1), json!(1_u64 << 40), json!(u64::MAX), json!(3.5), json!("32"), json!([32])]
+        {
+            let text = value.to_string();
+            scratch.set(field, value);
             refuses!(
                 scratch.open(),
-                Error::BadField { field: found, found: shown, .. } if found == field && *shown == value.to_string()
+                Error::BadField { field: found, found: shown, .. } if found == field && *shown == text
             );
         }
     }
 }
 
-/// As many as a size may be, but a table of that many tensors would fill the memory.
+/// A size may be as large, but a table of so many tensors would fill the memory.
 #[test]
 fn a_billion_layers_or_experts_are_refused_before_anything_is_made_for_them() {
     for (name, field) in [
@@ -73,6 +76,10 @@ fn a_billion_layers_or_experts_are_refused_before_anything_is_made_for_them() {
             Error::BadField { field: found, expected, .. } if found == field && expected.starts_with("at most")
         );
     }
+    let scratch = Scratch::of("mixtral");
+    scratch.set("num_hidden_layers", 10_000);
+    scratch.set("num_local_experts", 10_000);
+    refuses!(scratch.open(), Error::BadField { field, .. } if field == "num_local_experts");
 }
 
 #[test]
@@ -147,7 +154,7 @@ fn a_rope_of_an_unknown_kind_or_without_its_factors_is_refused() {
     for kind in ["yarn", "longrope", "su", ""] {
         scratch.set("rope_scaling", json!({ "type": kind, "factor": 2.0 }));
         refuses!(scratch.open(), Error::BadField { field, found, .. }
-            if field == "rope_scaling" && *found == json!(kind).to_string());
+            if field == "rope_scaling" && found.trim_matches('"') == kind);
     }
     for kind in ["linear", "dynamic", "llama3"] {
         scratch.set("rope_scaling", json!({ "rope_type": kind }));

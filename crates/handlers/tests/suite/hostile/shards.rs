@@ -20,7 +20,10 @@ fn shards_open_as_one_file_does() {
     let (scratch, _) = sharded();
     let model = scratch.open().expect("a model");
     assert_eq!(model.checkpoint().files().count(), 3);
-    assert_eq!(model.checkpoint().file_bytes(), model.checkpoint().files().map(|f| f.metadata().expect("a file").len()).sum::<u64>());
+    assert_eq!(
+        model.checkpoint().file_bytes(),
+        model.checkpoint().files().map(|f| f.metadata().expect("a file").len()).sum::<u64>()
+    );
     let ids = &Golden::of("llama").ids("prefill.ids")[0];
     assert_eq!(logits(&load(&model), ids), logits(&load(&open("llama")), ids));
 }
@@ -38,7 +41,8 @@ fn missing_shards_are_all_named() {
 fn an_index_reaches_no_file_outside_its_folder() {
     let (scratch, places) = sharded();
     std::fs::create_dir(scratch.path("sub")).expect("a folder");
-    std::fs::copy(scratch.path("part-0.safetensors"), scratch.path("sub/part-0.safetensors")).expect("a copy");
+    std::fs::copy(scratch.path("part-0.safetensors"), scratch.path("sub/part-0.safetensors"))
+        .expect("a copy");
     for name in [
         "../../etc/passwd",
         "/etc/passwd",

@@ -18,7 +18,9 @@ fn a_missing_tokenizer_is_named() {
 fn a_damaged_tokenizer_is_named() {
     let scratch = Scratch::of("llama");
     let whole = std::fs::read(scratch.path("tokenizer.json")).expect("a tokenizer");
-    for bytes in [Vec::new(), b"{}".to_vec(), b"[]".to_vec(), vec![0xff; 40], whole[..whole.len() / 2].to_vec()] {
+    for bytes in
+        [Vec::new(), b"{}".to_vec(), b"[]".to_vec(), vec![0xff; 40], whole[..whole.len() / 2].to_vec()]
+    {
         scratch.write("tokenizer.json", bytes);
         refuses!(Tokenizer::open(scratch.folder()), Error::Tokenizer { .. });
     }
@@ -32,7 +34,8 @@ fn settings_for_padding_and_truncation_do_not_touch_a_corpus() {
     let expected = tokenizer.encode(&text).expect("ids");
     assert!(expected.len() > 1000);
     scratch.edit_json("tokenizer.json", |json| {
-        let truncation = json!({ "max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right" });
+        let truncation =
+            json!({ "max_length": 8, "strategy": "LongestFirst", "stride": 0, "direction": "Right" });
         let padding = json!({
             "strategy": { "Fixed": 16 }, "direction": "Left", "pad_to_multiple_of": null,
             "pad_id": 263, "pad_type_id": 0, "pad_token": "<|endoftext|>",
@@ -42,7 +45,10 @@ fn settings_for_padding_and_truncation_do_not_touch_a_corpus() {
     });
     let tokenizer = Tokenizer::open(scratch.folder()).expect("a tokenizer");
     assert_eq!(tokenizer.encode(&text).expect("ids"), expected);
-    assert_eq!(tokenizer.encode("the").expect("ids").len(), tokenizer.encode_prompt("the").expect("ids").len());
+    assert_eq!(
+        tokenizer.encode("the").expect("ids").len(),
+        tokenizer.encode_prompt("the").expect("ids").len()
+    );
     assert!(tokenizer.encode("the").expect("ids").len() < 8, "nothing is padded");
 }
 

@@ -27,7 +27,9 @@ fn weights_of_another_format_are_named_with_what_to_do() {
     scratch.write("pytorch_model.bin", "PK");
     scratch.write("model.Q4_K_M.gguf", "GGUF");
     let error = scratch.open().expect_err("no safetensors");
-    assert!(matches!(&error, Error::NoWeights { others, .. } if *others == ["model.Q4_K_M.gguf", "pytorch_model.bin"]));
+    assert!(
+        matches!(&error, Error::NoWeights { others, .. } if *others == ["model.Q4_K_M.gguf", "pytorch_model.bin"])
+    );
     let hint = error.hint().expect("a hint");
     assert!(hint.contains("pytorch_model.bin") && hint.contains("safetensors"), "{hint}");
 }
@@ -75,9 +77,7 @@ fn a_header_that_is_no_table_of_tensors_is_refused() {
 #[test]
 fn offsets_that_do_not_tile_the_file_are_refused() {
     let scratch = Scratch::of("llama");
-    let entry = |shape: serde_json::Value, start: u64, end: u64| {
-        json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] })
-    };
+    let entry = |shape: serde_json::Value, start: u64, end: u64| json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, end] });
     for (what, header) in [
         ("overlap", json!({ "a": entry(json!([2]), 0, 8), "b": entry(json!([2]), 4, 12) })),
         ("the same place", json!({ "a": entry(json!([3]), 0, 12), "b": entry(json!([3]), 0, 12) })),

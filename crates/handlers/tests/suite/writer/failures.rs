@@ -91,9 +91,10 @@ fn a_donor_that_is_not_finite_is_not_written() {
         let factors = exact(&donor);
         for dtype in [None, Some(Dtype::F16), Some(Dtype::Bf16)] {
             let plan = FolderPlan { dtype, max_shard_bytes: 20_000, ..plan(&donor, &factors) };
-            assert_fails_cleanly(&plan, |error| {
-                matches!(error, Error::NotFinite { key, index: 7, .. } if key == "model.layers.1.mlp.up_proj.weight")
-            });
+            assert_fails_cleanly(
+                &plan,
+                |error| matches!(error, Error::NotFinite { key, index: 7, .. } if key == "model.layers.1.mlp.up_proj.weight"),
+            );
         }
     }
 }
@@ -136,16 +137,18 @@ fn a_factor_beyond_f16_is_an_error() {
     let donor = open("llama");
     let mut factors = random(&donor, 4, 4, 1);
     factors.insert_layer(0, LayerSlot::DownKey, Matrix::new(4, 32, vec![-65_520.0; 128]));
-    assert_fails_cleanly(&FolderPlan { dtype: Some(Dtype::F16), ..plan(&donor, &factors) }, |error| {
-        matches!(error, Error::Overflow { value, .. } if *value == -65_520.0)
-    });
+    assert_fails_cleanly(
+        &FolderPlan { dtype: Some(Dtype::F16), ..plan(&donor, &factors) },
+        |error| matches!(error, Error::Overflow { value, .. } if *value == -65_520.0),
+    );
 }
 
 #[test]
 fn weights_cut_short_after_they_were_opened_are_an_error() {
     let (scratch, donor) = donor_with(0.0);
     let factors = exact(&donor);
-    let file = std::fs::OpenOptions::new().write(true).open(scratch.path("model.safetensors")).expect("the file");
+    let file =
+        std::fs::OpenOptions::new().write(true).open(scratch.path("model.safetensors")).expect("the file");
     file.set_len(20_000).expect("it is cut");
     assert_fails_cleanly(&plan(&donor, &factors), |error| matches!(error, Error::Io { action: "read", .. }));
     assert!(mla_core::Decoder::load(&donor, &burn::tensor::Device::flex()).is_err());

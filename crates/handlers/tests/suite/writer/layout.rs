@@ -153,6 +153,27 @@ fn a_prefix_before_every_key_is_kept() {
     assert_eq!(logits(&load(&model), &ids), logits(&load(&exact(&open("gpt2")).over(&donor)), &ids));
 }
 
+#[test]
+#[should_panic(expected = "h.0.attn.c_attn.bias: the factor for layer 0 Key(Bias) is no whole tensor")]
+fn a_patch_of_a_part_of_a_fused_tensor_is_not_lost_silently() {
+    let donor = open("gpt2");
+    let mut factors = exact(&donor);
+    factors.insert_layer(0, LayerSlot::Key(Part::Bias), Matrix::new(1, 32, vec![0.0; 32]));
+    let scratch = Scratch::empty();
+    drop(write(&plan(&donor, &factors), &place(&scratch)));
+}
+
+#[test]
+#[should_panic(expected = "the factor for layer 1 DownKey is no whole tensor of that shape")]
+fn factors_of_other_ranks_than_the_sections_are_not_written() {
+    let donor = open("llama");
+    let factors = random(&donor, 4, 4, 1);
+    let mut section = section(&factors);
+    section.layers[1].as_mut().expect("ranks").d_latent_k = 5;
+    let scratch = Scratch::empty();
+    drop(write(&FolderPlan { section, ..plan(&donor, &factors) }, &place(&scratch)));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 12, failure_persistence: None, ..ProptestConfig::default() })]
 
