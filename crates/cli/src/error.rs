@@ -125,6 +125,7 @@ fn generate_hint(error: &GenerateError) -> Option<String> {
         GenerateError::EmptyPrompt { .. } => "give every --prompt some text",
         GenerateError::PromptTooLong { .. } => "shorten the prompt: shrink inspect tells a model's context",
         GenerateError::UnknownToken { .. } => "the tokenizer does not belong to this model",
+        GenerateError::NotFinite { .. } => "the weights overflow or are damaged; shrink check names the tensor",
         GenerateError::Cache(_) => return None,
     };
     Some(hint.into())

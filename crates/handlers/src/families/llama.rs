@@ -109,12 +109,12 @@ fn rope(json: &ConfigJson, max_positions: usize) -> Result<RopeConfig, Error> {
     let original_max = || scaling.size_or_none("original_max_position_embeddings");
     let scaling = match kind {
         "default" => RopeScaling::None,
-        "linear" => RopeScaling::Linear { factor: scaling.positive("factor")? },
+        "linear" => RopeScaling::Linear { factor: factor(&scaling)? },
         "dynamic" => {
-            RopeScaling::Dynamic { factor: scaling.positive("factor")?, original_max: max_positions }
+            RopeScaling::Dynamic { factor: factor(&scaling)?, original_max: max_positions }
         }
         "llama3" => RopeScaling::Llama3 {
-            factor: scaling.positive("factor")?,
+            factor: factor(&scaling)?,
             low_freq_factor: scaling.positive("low_freq_factor")?,
             high_freq_factor: scaling.positive("high_freq_factor")?,
             original_max: original_max()?.unwrap_or(max_positions),
@@ -124,6 +124,15 @@ fn rope(json: &ConfigJson, max_positions: usize) -> Result<RopeConfig, Error> {
         }
     };
     Ok(RopeConfig { theta, scaling })
+}
+
+/// How far the context is stretched.
+fn factor(scaling: &ConfigJson) -> Result<f64, Error> {
+    let factor = scaling.positive("factor")?;
+    match factor >= 1.0 {
+        true => Ok(factor),
+        false => Err(scaling.bad("factor", "at least 1", &factor.into())),
+    }
 }
 
 /// The windows of layers from `first` on.

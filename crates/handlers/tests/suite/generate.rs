@@ -174,3 +174,17 @@ fn a_pass_that_does_not_fit_leaves_the_cache_as_it_was() {
         assert_eq!(full, CacheError::Overflow { capacity, used: capacity, wanted: 1 }, "{name}");
     });
 }
+
+#[test]
+fn logits_that_are_no_numbers_are_an_error_and_not_a_token() {
+    let model = open("llama");
+    let mut patch = mla_core::WeightMap::new(model.config().clone());
+    let width = model.config().d_model;
+    patch.insert(
+        mla_core::Slot::FinalNorm(mla_core::Part::Weight),
+        mla_core::Matrix::new(1, width, vec![f32::NAN; width]),
+    );
+    let decoder = load(&patch.over(&model));
+    let error = generate(&decoder, &prompts("llama"), &greedy(4), |_, _| {}).expect_err("no token");
+    assert_eq!(error, GenerateError::NotFinite { row: 0, token: 0 });
+}

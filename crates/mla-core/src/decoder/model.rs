@@ -55,7 +55,8 @@ impl Decoder {
     /// - `ids`: equally long sequences, padded as `padding` says → `[batch, t, vocab_size]`
     ///
     /// # Panics
-    /// If the sequences differ in length or their number is not `padding`'s.
+    /// If the sequences differ in length, their number is not `padding`'s, or with learned positions they are longer
+    /// than the context.
     pub fn forward(&self, ids: &[Vec<u32>], padding: &Padding) -> Tensor<3> {
         self.logits(self.hidden(ids, padding))
     }

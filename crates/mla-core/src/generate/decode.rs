@@ -58,6 +58,14 @@ pub enum GenerateError {
         /// Rows of the embedding.
         vocab_size: usize,
     },
+    /// Logits that are NaN or infinite: nothing can be chosen from them.
+    #[error("the model gives no number for new token {token} of prompt {row}")]
+    NotFinite {
+        /// Index of the prompt.
+        row: usize,
+        /// Index of the new token.
+        token: usize,
+    },
     /// The cache refused a pass.
     #[error(transparent)]
     Cache(#[from] CacheError),
@@ -80,7 +88,7 @@ pub struct Generation {
 /// new token with its row as soon as it is chosen.
 ///
 /// # Errors
-/// When a prompt is empty, has an unknown token or leaves no room.
+/// When a prompt is empty, has an unknown token or leaves no room, or the model's logits are not finite.
 pub fn generate(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
@@ -101,17 +109,22 @@ pub fn generate(
     let mut tokens = vec![Vec::new(); prompts.len()];
     let mut running = vec![true; prompts.len()];
     let mut samplers: Vec<_> = (0..prompts.len()).map(|row| Sampler::new(options.sampling, row)).collect();
-    let mut hidden =
-        if room > 0 { Some(prefill(decoder, &padded, options.prefill_chunk, &mut cache)?) } else { None };
-    for step in 0..room {
-        let Some(last) = hidden.take() else { break };
-        let vocab = decoder.config().vocab_size;
-        let logits = host_f32(decoder.logits(last));
-        for row in 0..prompts.len() {
+    let vocab = decoder.config().vocab_size;
+    let mut last = match room {
+        0 => None,
+        _ => Some(prefill(decoder, &padded, options.prefill_chunk, &mut cache)?),
+    };
+    for left in (0..room).rev() {
+        let Some(hidden) = last.take() else { break };
+        let logits = host_f32(decoder.logits(hidden));
+        for (row, logits) in logits.chunks_exact(vocab).enumerate() {
             if !running[row] {
                 continue;
             }
-            let token = samplers[row].pick(&logits[row * vocab..(row + 1) * vocab]);
+            if !logits.iter().all(|l| l.is_finite()) {
+                return Err(GenerateError::NotFinite { row, token: tokens[row].len() });
+            }
+            let token = samplers[row].pick(logits);
             if options.stop.contains(&token) {
                 running[row] = false;
             } else {
@@ -119,13 +132,11 @@ pub fn generate(
                 on_token(row, token);
             }
         }
-        if !running.contains(&true) || step + 1 == room {
-            break;
+        if left > 0 && running.contains(&true) {
+            // Ended rows go on with a filler that nobody reads.
+            let columns: Vec<_> = tokens.iter().map(|row| vec![row.last().copied().unwrap_or(0)]).collect();
+            last = Some(decoder.hidden_cached(&columns, &mut cache)?);
         }
-        // Ended rows go on with a filler that nobody reads.
-        let columns: Vec<Vec<u32>> =
-            tokens.iter().map(|row| vec![row.last().copied().unwrap_or(0)]).collect();
-        hidden = Some(decoder.hidden_cached(&columns, &mut cache)?);
     }
     Ok(Generation { tokens, cache_bytes: cache.bytes(), cache_tokens: cache.capacity() })
 }

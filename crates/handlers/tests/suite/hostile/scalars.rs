@@ -221,3 +221,10 @@ fn layer_types_say_which_layers_have_a_window() {
     assert_eq!(windows, [Some(8), None, Some(8)]);
     assert_eq!(model.config().head, HeadKind::Tied);
 }
+
+#[test]
+fn a_context_cannot_be_stretched_by_less_than_one() {
+    let scratch = Scratch::of("llama-dynamic");
+    scratch.set("rope_scaling", json!({ "rope_type": "dynamic", "factor": 0.01 }));
+    refuses!(scratch.open(), Error::BadField { field, .. } if field == "factor");
+}
