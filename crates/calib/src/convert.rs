@@ -38,7 +38,8 @@ pub fn convert<S: WeightSource>(
 ) -> Result<Conversion, Error> {
     let config = source.config();
     let n_layers = config.n_layers();
-    let mut found = Found { factors: WeightMap::new(plan.apply(config)), layers: Vec::with_capacity(n_layers) };
+    let mut found =
+        Found { factors: WeightMap::new(plan.apply(config)), layers: Vec::with_capacity(n_layers) };
     let Some(windows) = windows else {
         for layer in 0..n_layers {
             found.layer(source, plan, layer, None, device)?;
@@ -97,4 +98,3 @@ impl Found {
         Ok(())
     }
 }
-

@@ -58,14 +58,18 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Error::Source(_) => return None,
-            Error::Ratio { .. } => "2 halves the cache, 4 quarters it; shrink inspect lists what each ratio gives".into(),
+            Error::Ratio { .. } => {
+                "2 halves the cache, 4 quarters it; shrink inspect lists what each ratio gives".into()
+            }
             Error::LatentWidth { d_kv, .. } => format!("d_kv / 2 = {} halves the cache", (d_kv / 2).max(1)),
             Error::AlreadyLatent { .. } => "convert the donor again at the ratio you want".into(),
             Error::TooFewTokens { d_latent, .. } => format!(
                 "give more text, or more and longer windows: at least {d_latent} tokens, better ten times d_model"
             ),
             Error::NotFinite { .. } => "the donor overflows on this text: are its weights damaged?".into(),
-            Error::NoConvergence { .. } => "the statistics are degenerate: calibrate on more and other text".into(),
+            Error::NoConvergence { .. } => {
+                "the statistics are degenerate: calibrate on more and other text".into()
+            }
         };
         Some(hint)
     }

@@ -88,7 +88,8 @@ impl Factorisation {
     pub fn factors(&self, rank: usize) -> (Matrix, Matrix) {
         let (q, r) = qr(&self.basis.leading_columns(rank));
         let d_model = self.coefficients.cols;
-        let kept = Mat64 { rows: rank, cols: d_model, data: self.coefficients.data[..rank * d_model].to_vec() };
+        let kept =
+            Mat64 { rows: rank, cols: d_model, data: self.coefficients.data[..rank * d_model].to_vec() };
         (q.to_matrix(), r.dot(&kept).to_matrix())
     }
 

@@ -42,7 +42,11 @@ impl Mat64 {
 
     /// Widens a host matrix.
     pub fn from_matrix(matrix: &Matrix) -> Self {
-        Self { rows: matrix.rows, cols: matrix.cols, data: matrix.data.iter().map(|&x| f64::from(x)).collect() }
+        Self {
+            rows: matrix.rows,
+            cols: matrix.cols,
+            data: matrix.data.iter().map(|&x| f64::from(x)).collect(),
+        }
     }
 
     /// Rounds to f32.
@@ -117,7 +121,8 @@ pub fn eigh(symmetric: &Mat64) -> Result<(Vec<f64>, Mat64), Error> {
     let (values, vectors) = backend::eigh(symmetric).ok_or(Error::NoConvergence { size })?;
     let mut order: Vec<usize> = (0..size).collect();
     order.sort_by(|&a, &b| values[b].total_cmp(&values[a]));
-    let data = (0..size).flat_map(|r| order.iter().map(move |&c| (r, c))).map(|(r, c)| vectors.at(r, c)).collect();
+    let data =
+        (0..size).flat_map(|r| order.iter().map(move |&c| (r, c))).map(|(r, c)| vectors.at(r, c)).collect();
     Ok((order.iter().map(|&i| values[i]).collect(), Mat64 { rows: size, cols: size, data }))
 }
 

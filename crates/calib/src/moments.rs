@@ -27,11 +27,12 @@ impl Moments {
     /// - `h`: `[batch, t, d]`
     ///
     /// # Panics
-    /// If the width differs.
+    /// If the width differs, or the device fails while it is read.
     pub fn add(&mut self, h: Tensor<3>) {
         let [batch, t, d] = h.dims();
         assert_eq!(d, self.sum.cols, "width of the activations");
-        let values: Vec<f64> = h.into_data().iter::<f64>().collect();
+        let values = h.try_into_vec_as::<f32>().expect("a float tensor reads back as f32");
+        let values: Vec<f64> = values.into_iter().map(f64::from).collect();
         add_gram(&mut self.sum, &values);
         self.tokens += batch * t;
     }
@@ -88,7 +89,8 @@ mod tests {
         first.merge(&second);
         assert_eq!(first.tokens(), 10);
         let flat = h.reshape([10, 3]);
-        let by_hand: Vec<f64> = (flat.clone().transpose().matmul(flat) / 10.0).into_data().iter::<f64>().collect();
+        let by_hand: Vec<f64> =
+            (flat.clone().transpose().matmul(flat) / 10.0).into_data().iter::<f64>().collect();
         for c in [whole.covariance(), first.covariance()] {
             let gap = c.data.iter().zip(&by_hand).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
             assert!(gap < 1e-6, "{gap}");

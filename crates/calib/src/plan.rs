@@ -34,9 +34,13 @@ impl Plan {
         let d_kv = config.d_kv();
         let d_latent = match width {
             // Written so that NaN is refused too.
-            Width::Ratio(found) if !(1.0..=d_kv as f64).contains(&found) => return Err(Error::Ratio { found, d_kv }),
+            Width::Ratio(found) if !(1.0..=d_kv as f64).contains(&found) => {
+                return Err(Error::Ratio { found, d_kv });
+            }
             Width::Ratio(ratio) => (d_kv as f64 / ratio) as usize,
-            Width::Fixed(found) if !(1..=d_kv).contains(&found) => return Err(Error::LatentWidth { found, d_kv }),
+            Width::Fixed(found) if !(1..=d_kv).contains(&found) => {
+                return Err(Error::LatentWidth { found, d_kv });
+            }
             Width::Fixed(d_latent) => d_latent,
         };
         Ok(Self { d_latent: d_latent.max(1) })

@@ -99,7 +99,7 @@ pub struct ConvertArgs {
     #[arg(long, short = 'r', default_value_t = 4.0, value_name = "RATIO", allow_negative_numbers = true)]
     pub compression_ratio: f64,
     /// Latent width of K and of V, in place of a ratio
-    #[arg(long, value_name = "N", conflicts_with = "compression_ratio")]
+    #[arg(long, value_name = "N", conflicts_with = "compression_ratio", allow_negative_numbers = true)]
     pub d_latent: Option<usize>,
     /// How to factorise; auto picks separate
     #[arg(long, value_enum, default_value_t = Method::Auto)]
@@ -174,13 +174,15 @@ impl StoreDtype {
 
 /// `shrink eval`.
 #[derive(Debug, Args)]
-#[command(after_help = "Without --stride the file is tokenised once and cut into consecutive windows that do not \
+#[command(
+    after_help = "Without --stride the file is tokenised once and cut into consecutive windows that do not \
 overlap; each scores all its tokens but the first (docs/evaluation.md).
 
 Examples:
   shrink eval ./out --data heldout.txt --windows 40
   shrink eval ./out --data heldout.txt --against ./donor --json
-  shrink eval ./out --data heldout.txt --windows 4 --through-cache")]
+  shrink eval ./out --data heldout.txt --windows 4 --through-cache"
+)]
 pub struct EvalArgs {
     /// A model folder or hub id
     pub model: String,

@@ -65,7 +65,11 @@ pub fn hex(bytes: &[u8]) -> String {
 }
 
 fn check(args: &CalibrationArgs) -> Result<(), UserError> {
-    let flag = |flag, found: usize, expected: &str| UserError::Flag { flag, found: found.to_string(), expected: expected.into() };
+    let flag = |flag, found: usize, expected: &str| UserError::Flag {
+        flag,
+        found: found.to_string(),
+        expected: expected.into(),
+    };
     if args.num_calibration_samples == 0 {
         return Err(flag("--num-calibration-samples", 0, "at least 1"));
     }
@@ -93,14 +97,17 @@ fn text(session: &Session, args: &CalibrationArgs) -> anyhow::Result<String> {
 /// A name with an extension we read, or something that is there, is a file; all else is a dataset.
 fn is_file(source: &str) -> bool {
     let path = Path::new(source);
-    let known = path.extension().is_some_and(|end| ["txt", "jsonl", "parquet"].iter().any(|known| end == *known));
+    let known =
+        path.extension().is_some_and(|end| ["txt", "jsonl", "parquet"].iter().any(|known| end == *known));
     known || path.exists() || source.starts_with(['.', '/', '~']) || source.is_empty()
 }
 
 fn dataset(session: &Session, name: &str, subset: &str) -> anyhow::Result<Vec<PathBuf>> {
     let files = Hub::from_env().dataset_files(name, subset, "train", &session.ui.downloads());
-    let unreachable =
-        |e: handlers::hub::HubError| UserError::CalibrationUnreachable { dataset: name.into(), reason: e.to_string() };
+    let unreachable = |e: handlers::hub::HubError| UserError::CalibrationUnreachable {
+        dataset: name.into(),
+        reason: e.to_string(),
+    };
     Ok(files.map_err(unreachable)?)
 }
 

@@ -141,7 +141,11 @@ fn weights_sha256(model: &Model) -> anyhow::Result<String> {
                 }
             }
         };
-        read(path, &mut digest).map_err(|source| handlers::Error::Io { action: "read", path: path.into(), source })?;
+        read(path, &mut digest).map_err(|source| handlers::Error::Io {
+            action: "read",
+            path: path.into(),
+            source,
+        })?;
     }
     Ok(hex(&digest.finalize()))
 }
@@ -189,9 +193,11 @@ fn card(
 pub fn width(ratio: f64, d_latent: Option<usize>) -> Result<Width, UserError> {
     match d_latent {
         Some(d_latent) => Ok(Width::Fixed(d_latent)),
-        None if ratio.is_nan() => {
-            Err(UserError::Flag { flag: "--compression-ratio", found: "NaN".into(), expected: "a number".into() })
-        }
+        None if ratio.is_nan() => Err(UserError::Flag {
+            flag: "--compression-ratio",
+            found: "NaN".into(),
+            expected: "a number".into(),
+        }),
         None => Ok(Width::Ratio(ratio)),
     }
 }

@@ -198,7 +198,8 @@ mod tests {
     }
 
     fn sample() -> PathBuf {
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../goldens/corpus/sample.parquet")
+        std::path::PathBuf::from(std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"))
+            .join("../../goldens/corpus/sample.parquet")
     }
 
     #[test]

@@ -25,7 +25,11 @@ pub fn open(name: &str) -> Result<Device, UserError> {
 }
 
 fn unknown(name: &str) -> UserError {
-    UserError::Flag { flag: "--device", found: name.into(), expected: "cpu, wgpu, wgpu:N, cuda or cuda:N".into() }
+    UserError::Flag {
+        flag: "--device",
+        found: name.into(),
+        expected: "cpu, wgpu, wgpu:N, cuda or cuda:N".into(),
+    }
 }
 
 #[cfg(feature = "cpu")]

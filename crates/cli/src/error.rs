@@ -74,13 +74,18 @@ impl UserError {
             UserError::CalibrationTooShort { .. } => {
                 "give more text (--calibration FILE), or shorten --max-calibration-length".into()
             }
-            UserError::CalibrationUnreachable { .. } => "use --calibration FILE with text of your own, --calibration \
+            UserError::CalibrationUnreachable { .. } => {
+                "use --calibration FILE with text of your own, --calibration \
                 builtin for the public-domain text that ships with shrink, or --no-calibration"
-                .into(),
+                    .into()
+            }
             UserError::Device { hint, .. } => hint.clone(),
             UserError::NotConverted { .. } => "shrink convert MODEL -o OUT makes one".into(),
             UserError::CheckFailed { .. } => "convert the donor again, or download the folder again".into(),
-            UserError::Stdio { .. } => return None,
+            UserError::Stdio { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
+                "the text must be UTF-8: iconv -f LATIN1 -t UTF-8 converts it".into()
+            }
+            UserError::Stdio { .. } => "check what stdin and stdout are connected to".into(),
         })
     }
 }
@@ -125,7 +130,9 @@ fn generate_hint(error: &GenerateError) -> Option<String> {
         GenerateError::EmptyPrompt { .. } => "give every --prompt some text",
         GenerateError::PromptTooLong { .. } => "shorten the prompt: shrink inspect tells a model's context",
         GenerateError::UnknownToken { .. } => "the tokenizer does not belong to this model",
-        GenerateError::NotFinite { .. } => "the weights overflow or are damaged; shrink check names the tensor",
+        GenerateError::NotFinite { .. } => {
+            "the weights overflow or are damaged; shrink check names the tensor"
+        }
         GenerateError::Cache(_) => return None,
     };
     Some(hint.into())
@@ -134,7 +141,9 @@ fn generate_hint(error: &GenerateError) -> Option<String> {
 /// `calib` passes a weight source's error through untouched, so the folder's own hint is still in there.
 fn calib_hint(error: &calib::Error) -> Option<String> {
     match error {
-        calib::Error::Source(source) => source.downcast_ref::<handlers::Error>().and_then(handlers::Error::hint),
+        calib::Error::Source(source) => {
+            source.downcast_ref::<handlers::Error>().and_then(handlers::Error::hint)
+        }
         other => other.hint(),
     }
 }

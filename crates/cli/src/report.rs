@@ -41,7 +41,8 @@ mod tests {
 
     #[test]
     fn bytes_read_as_the_published_tables_do() {
-        let read = [(0, "0 B"), (28 << 20, "28 MB"), (1 << 30, "1.00 GB"), ((4 << 30) - (256 << 20), "3.75 GB")];
+        let read =
+            [(0, "0 B"), (28 << 20, "28 MB"), (1 << 30, "1.00 GB"), ((4 << 30) - (256 << 20), "3.75 GB")];
         for (n, text) in read {
             assert_eq!(bytes(n), text);
         }

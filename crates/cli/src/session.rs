@@ -41,7 +41,13 @@ impl Opened {
         match (&self.found.id, &self.found.revision) {
             (Some(id), Some(revision)) => format!("{id}@{revision}"),
             (Some(id), None) => id.clone(),
-            (None, _) => self.found.path.canonicalize().unwrap_or_else(|_| self.found.path.clone()).display().to_string(),
+            (None, _) => self
+                .found
+                .path
+                .canonicalize()
+                .unwrap_or_else(|_| self.found.path.clone())
+                .display()
+                .to_string(),
         }
     }
 

@@ -30,3 +30,8 @@ pub use model::{Model, read_config};
 pub use registry::{ModelHandler, Registry};
 pub use spec::{Layout, TensorSpec};
 pub use tokenizer::Tokenizer;
+
+/// The page on adding a model, so that its snippets are compiled and run with the doc tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../docs/adding-a-model.md")]
+mod adding_a_model {}

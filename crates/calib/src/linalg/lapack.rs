@@ -22,7 +22,8 @@ pub(super) fn matmul(a: &Mat64, b: &Mat64) -> Mat64 {
 pub(super) fn add_gram(sum: &mut Mat64, h: &[f64]) {
     let d = sum.cols;
     let h = ArrayView2::from_shape((h.len() / d, d), h).expect("rows of h are as wide as the sum");
-    let mut dst = ArrayViewMut2::from_shape((d, d), &mut sum.data).expect("a Mat64 holds rows · cols numbers");
+    let mut dst =
+        ArrayViewMut2::from_shape((d, d), &mut sum.data).expect("a Mat64 holds rows · cols numbers");
     general_mat_mul(1.0, &h.t(), &h, 1.0, &mut dst);
 }
 

@@ -42,7 +42,11 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
             let [rows, cols] = spec.slot_shape();
             let w_up = Mat64::from_matrix(&Matrix::new(rows, cols, values));
             let bound = bound(stored(model, &spec.key)?);
-            residuals.push(Residual { key: spec.key.clone(), residual: w_up.orthonormality_residual(), bound });
+            residuals.push(Residual {
+                key: spec.key.clone(),
+                residual: w_up.orthonormality_residual(),
+                bound,
+            });
         }
         task.at(done as u64 + 1, model.specs().len() as u64);
     }

@@ -23,8 +23,15 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         store_original_weights: args.store_original_weights,
         dtype: args.dtype.map(crate::args::StoreDtype::dtype),
     };
-    let written =
-        convert::write(session, &donor, &request, calibration.as_ref(), &conversion, &args.output, args.force)?;
+    let written = convert::write(
+        session,
+        &donor,
+        &request,
+        calibration.as_ref(),
+        &conversion,
+        &args.output,
+        args.force,
+    )?;
 
     let config = conversion.factors.config();
     let mean = |pick: fn(&calib::LayerReport) -> f64| {
@@ -34,7 +41,7 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     let size = train::eval::cache_sizes(config, &[4096], 1, 2)[0];
     let layer = &conversion.layers[0];
     let object = json!({
-        "output": args.output,
+        "output": args.output.display().to_string(),
         "method": "separate",
         "objective": "mse",
         "layers": config.n_layers(),

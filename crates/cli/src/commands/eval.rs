@@ -71,7 +71,8 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
 
 fn windowing(args: &EvalArgs) -> Result<Windowing, UserError> {
     let length = args.max_length;
-    let flag = |flag, found: usize, expected: String| UserError::Flag { flag, found: found.to_string(), expected };
+    let flag =
+        |flag, found: usize, expected: String| UserError::Flag { flag, found: found.to_string(), expected };
     if length < 2 {
         return Err(flag("--max-length", length, "at least 2".into()));
     }

@@ -31,7 +31,8 @@ pub fn run(session: &Session, args: &GenerateArgs) -> anyhow::Result<()> {
     stream.end()?;
     let elapsed_s = begun.elapsed().as_secs_f64();
 
-    let completions: Vec<String> = generation.tokens.iter().map(|t| tokenizer.decode(t)).collect::<Result<_, _>>()?;
+    let completions: Vec<String> =
+        generation.tokens.iter().map(|t| tokenizer.decode(t)).collect::<Result<_, _>>()?;
     if streams {
         let tokens = generation.tokens[0].len();
         session.ui.note(&format!(
@@ -66,7 +67,8 @@ fn object(prompts: &[String], completions: &[String], generation: &Generation, e
 }
 
 fn sampling(args: &GenerateArgs) -> Result<Sampling, UserError> {
-    let flag = |flag, found: String, expected: &str| UserError::Flag { flag, found, expected: expected.into() };
+    let flag =
+        |flag, found: String, expected: &str| UserError::Flag { flag, found, expected: expected.into() };
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
         return Err(flag("--temperature", args.temperature.to_string(), "a number from 0 up"));
     }
@@ -78,7 +80,9 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling, UserError> {
     }
     Ok(match args.temperature {
         0.0 => Sampling::Greedy,
-        temperature => Sampling::Random { temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed },
+        temperature => {
+            Sampling::Random { temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed }
+        }
     })
 }
 

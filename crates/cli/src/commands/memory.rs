@@ -16,7 +16,11 @@ use crate::session::Session;
 
 /// Tabulates cache sizes.
 pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
-    let flag = |flag, found: usize| UserError::Flag { flag, found: found.to_string(), expected: "at least 1".into() };
+    let flag = |flag, found: usize| UserError::Flag {
+        flag,
+        found: found.to_string(),
+        expected: "at least 1".into(),
+    };
     if args.batch_size == 0 {
         return Err(flag("--batch-size", 0).into());
     }

@@ -144,7 +144,10 @@ impl CorpusError {
             }
             Self::NoText { .. } => Some("pass files that hold some text".into()),
             Self::Parquet { .. } => Some("the file may be cut short: download it again".into()),
-            Self::Io { .. } | Self::FieldMissing { .. } | Self::ColumnMissing { .. } => None,
+            Self::FieldMissing { .. } | Self::ColumnMissing { .. } => {
+                Some("pass a file whose rows hold plain text".into())
+            }
+            Self::Io { .. } => Some("check the file's permissions and what its links lead to".into()),
         }
     }
 

@@ -110,9 +110,7 @@ fn rope(json: &ConfigJson, max_positions: usize) -> Result<RopeConfig, Error> {
     let scaling = match kind {
         "default" => RopeScaling::None,
         "linear" => RopeScaling::Linear { factor: factor(&scaling)? },
-        "dynamic" => {
-            RopeScaling::Dynamic { factor: factor(&scaling)?, original_max: max_positions }
-        }
+        "dynamic" => RopeScaling::Dynamic { factor: factor(&scaling)?, original_max: max_positions },
         "llama3" => RopeScaling::Llama3 {
             factor: factor(&scaling)?,
             low_freq_factor: scaling.positive("low_freq_factor")?,

@@ -25,7 +25,9 @@ pub const TWINS: [&str; 10] = [
 pub const BIASED: [&str; 4] = ["gpt2", "qwen2", "qwen2-window", "llama-bias"];
 
 pub fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../goldens").join(name)
+    PathBuf::from(std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"))
+        .join("../../goldens")
+        .join(name)
 }
 
 pub fn open(name: &str) -> Model {

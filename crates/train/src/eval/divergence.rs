@@ -42,15 +42,21 @@ pub fn compare(
     for (index, window) in windows.iter().enumerate() {
         let fed = &tokens[window.tokens.clone()];
         let first = window.scored.start - 1 - window.tokens.start;
-        let rows = |decoder, pass| Ok::<_, EvalError>(hidden(decoder, fed, pass)?.narrow(1, first, window.scored.len()));
+        let rows = |decoder, pass| {
+            Ok::<_, EvalError>(hidden(decoder, fed, pass)?.narrow(1, first, window.scored.len()))
+        };
         let ours = rows(model, pass)?;
         let theirs = rows(donor, Pass::Full)?;
         let pairs = map_logit_pairs((model, ours), (donor, theirs), |i, q, p| {
             let (log_z_q, log_z_p) = (log_sum_exp(q), log_sum_exp(p));
-            let kl: f64 = p.iter().zip(q).map(|(&p, &q)| {
-                let log_p = f64::from(p) - log_z_p;
-                log_p.exp() * (log_p - (f64::from(q) - log_z_q))
-            }).sum();
+            let kl: f64 = p
+                .iter()
+                .zip(q)
+                .map(|(&p, &q)| {
+                    let log_p = f64::from(p) - log_z_p;
+                    log_p.exp() * (log_p - (f64::from(q) - log_z_q))
+                })
+                .sum();
             let target = tokens[window.scored.start + i] as usize;
             (kl, argmax(p) == argmax(q), log_z_p - f64::from(p[target]))
         });

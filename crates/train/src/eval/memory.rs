@@ -14,9 +14,16 @@ pub struct CacheSize {
 }
 
 /// Cache sizes of sequences of several lengths, `element_bytes` a number.
-pub fn cache_sizes(config: &DecoderConfig, lengths: &[usize], batch: usize, element_bytes: usize) -> Vec<CacheSize> {
+pub fn cache_sizes(
+    config: &DecoderConfig,
+    lengths: &[usize],
+    batch: usize,
+    element_bytes: usize,
+) -> Vec<CacheSize> {
     let bytes = |numbers: usize, tokens: usize| {
-        [tokens, batch, element_bytes].into_iter().fold(numbers as u64, |product, n| product.saturating_mul(n as u64))
+        [tokens, batch, element_bytes]
+            .into_iter()
+            .fold(numbers as u64, |product, n| product.saturating_mul(n as u64))
     };
     let donor = 2 * config.d_kv() * config.n_layers();
     let size = |&tokens: &usize| CacheSize {

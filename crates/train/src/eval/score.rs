@@ -64,7 +64,9 @@ impl EvalError {
             EvalError::TooLong { .. } => "shorten --max-length",
             EvalError::UnknownToken { .. } => "the tokenizer does not belong to this model",
             EvalError::Vocabulary { .. } => "compare a converted model with its own donor",
-            EvalError::NotFinite { .. } => "the weights overflow or are damaged; shrink check names the tensor",
+            EvalError::NotFinite { .. } => {
+                "the weights overflow or are damaged; shrink check names the tensor"
+            }
             EvalError::Cache(_) => return None,
         };
         Some(hint.into())

@@ -41,7 +41,10 @@ impl Windowing {
             Windowing::Consecutive { length } => {
                 assert!(length >= 2, "a window scores nothing below two tokens");
                 let starts = (0..tokens / length).map(|i| i * length);
-                starts.take(limit).map(|s| Window { tokens: s..s + length, scored: s + 1..s + length }).collect()
+                starts
+                    .take(limit)
+                    .map(|s| Window { tokens: s..s + length, scored: s + 1..s + length })
+                    .collect()
             }
             Windowing::Strided { length, stride } => {
                 assert!(length >= 2 && (1..=length).contains(&stride), "0 < stride ≤ length, length ≥ 2");

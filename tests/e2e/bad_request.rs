@@ -1,0 +1,180 @@
+//! Requests that no model could serve: exit code 1 where the value is wrong, 2 where the command line is.
+
+use crate::folder::{Scratch, golden};
+use crate::program::{Run, shrink, shrink_reading};
+
+/// Converting llama's twin (d_kv 32) with these options; nothing may be left.
+#[track_caller]
+fn convert(more: &[&str]) -> Run {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    let run = shrink(&[&["convert", &golden("llama"), "-o", &out, "--no-calibration"], more].concat());
+    assert_eq!(scratch.names(), [""; 0], "something was left behind");
+    run
+}
+
+#[test]
+fn a_ratio_below_one_beyond_d_kv_or_no_number() {
+    for ratio in ["0.5", "-2", "-1e9", "0", "0.999", "33", "1e9", "inf"] {
+        for flag in ["-r", "--compression-ratio"] {
+            let hint = convert(&[flag, ratio]).refused("is out of range: from 1 to d_kv = 32");
+            assert!(hint.contains("2 halves the cache"), "{hint}");
+        }
+        shrink(&["memory", &golden("llama"), "-r", ratio]).refused("is out of range: from 1 to d_kv = 32");
+    }
+    convert(&["-r", "nan"]).refused("--compression-ratio is NaN, expected a number");
+    shrink(&["memory", &golden("llama"), "-r", "NaN"]).refused("NaN");
+    convert(&["-r", "two"]).misused("invalid value 'two'");
+}
+
+#[test]
+fn a_latent_width_of_zero_or_beyond_d_kv() {
+    for width in ["0", "33", "1000000000000"] {
+        let hint = convert(&["--d-latent", width])
+            .refused(&format!("latent width {width} is out of range: from 1 to d_kv = 32"));
+        assert!(hint.contains("16 halves the cache"), "{hint}");
+    }
+    for width in ["-1", "1.5", "many"] {
+        convert(&["--d-latent", width]).misused("--d-latent");
+    }
+    convert(&["--d-latent", "8", "-r", "2"]).misused("cannot be used with");
+}
+
+#[test]
+fn a_model_that_is_converted_already() {
+    let scratch = Scratch::new();
+    let (half, again) = (scratch.path("half"), scratch.path("again"));
+    shrink(&["convert", &golden("llama"), "-o", &half, "-r", "2", "--no-calibration"]).text();
+    let before = scratch.names();
+    let hint = shrink(&["convert", &half, "-o", &again, "-r", "2", "--no-calibration"])
+        .refused("already caches latents");
+    assert!(hint.contains("convert the donor again"), "{hint}");
+    shrink(&["memory", &half, "-r", "2"]).refused("already caches latents");
+    assert_eq!(scratch.names(), before);
+}
+
+#[test]
+fn a_type_that_a_weight_does_not_fit() {
+    let (donor, scratch) = (Scratch::of("llama"), Scratch::new());
+    let key = "model.layers.0.mlp.up_proj.weight";
+    donor.edit(|tensors| tensors.get_mut(key).expect("a tensor").set(3, 70_000.0));
+    let args = [
+        "convert",
+        &donor.root(),
+        "-o",
+        &scratch.path("out"),
+        "-r",
+        "2",
+        "--no-calibration",
+        "--dtype",
+        "f16",
+    ];
+    let hint = shrink(&args).refused(&format!("{key} holds 70000, which overflows f16"));
+    assert!(hint.contains("--dtype bf16"), "{hint}");
+    assert_eq!(scratch.names(), [""; 0]);
+}
+
+#[test]
+fn windows_and_strides_that_score_nothing() {
+    let heldout = golden("demo/heldout.txt");
+    let eval = |more: &[&str]| shrink(&[&["eval", &golden("llama"), "--data", &heldout], more].concat());
+    eval(&["--max-length", "0"]).refused("--max-length is 0, expected at least 2");
+    eval(&["--max-length", "1"]).refused("--max-length is 1, expected at least 2");
+    eval(&["--max-length", "32", "--windows", "0"]).refused("--windows is 0, expected at least 1");
+    eval(&["--max-length", "32", "--stride", "0"])
+        .refused("--stride is 0, expected from 1 to --max-length = 32");
+    eval(&["--max-length", "32", "--stride", "33"])
+        .refused("--stride is 33, expected from 1 to --max-length = 32");
+    let hint = eval(&["--max-length", "65"]).refused("windows of 65 tokens exceed the model's context of 64");
+    assert!(hint.contains("--max-length"), "{hint}");
+    eval(&["--max-length", "18446744073709551615"]).refused("exceed the model's context of 64");
+    eval(&["--windows=-1"]).misused("--windows");
+}
+
+#[test]
+fn a_prompt_longer_than_the_context() {
+    for model in ["llama", "gpt2"] {
+        let prompt = "x".repeat(100);
+        let hint =
+            shrink(&["generate", &golden(model), "--prompt", &prompt]).refused("the prompt has 100 tokens");
+        assert!(hint.contains("shorten the prompt"), "{hint}");
+        // One long prompt refuses the batch before a word of it is printed.
+        shrink(&["generate", &golden(model), "-p", "x", "-p", &prompt]).refused("the prompt has 100 tokens");
+    }
+    // A prompt that fills the context leaves no room for a token.
+    shrink(&["generate", &golden("llama"), "-p", &"x".repeat(64)]).refused("the model's context 64: no room");
+}
+
+#[test]
+fn a_prompt_without_a_token() {
+    let hint = shrink(&["generate", &golden("demo"), "--prompt", ""]).refused("prompt 0 is empty");
+    assert!(hint.contains("--prompt"), "{hint}");
+    shrink(&["generate", &golden("demo"), "-p", "x", "-p", "", "--json"]).refused("prompt 1 is empty");
+    shrink(&["generate", &golden("demo"), "-p", "-"]).refused("prompt 0 is empty");
+}
+
+#[test]
+fn a_prompt_that_is_not_utf8() {
+    let args = ["generate", &golden("demo"), "--prompt", "-"];
+    let hint = shrink_reading(&args, b"caf\xe9").refused("cannot read the prompt from stdin");
+    assert!(hint.contains("UTF-8"), "{hint}");
+}
+
+#[test]
+fn settings_of_sampling_that_are_none() {
+    let generate = |more: &[&str]| shrink(&[&["generate", &golden("demo"), "-p", "x"], more].concat());
+    for temperature in ["-1", "nan", "inf"] {
+        generate(&["--temperature", temperature]).refused("--temperature is ");
+    }
+    for top_p in ["0", "-0.5", "1.5", "nan"] {
+        generate(&["--top-p", top_p]).refused("--top-p is ");
+    }
+    generate(&["--top-k", "0"]).refused("--top-k is 0, expected at least 1");
+    generate(&["--seed=-3"]).misused("--seed");
+}
+
+#[test]
+fn tables_of_nothing() {
+    let memory = |more: &[&str]| shrink(&[&["memory", &golden("llama")], more].concat());
+    memory(&["--batch-size", "0"]).refused("--batch-size is 0, expected at least 1");
+    memory(&["--sequence-lengths", "512,0"]).refused("--sequence-lengths is 0, expected at least 1");
+    memory(&["--sequence-lengths", "many"]).misused("--sequence-lengths");
+}
+
+#[test]
+fn a_device_that_is_not_there() {
+    for device in ["gpu", "cpu:1", "cuda:x"] {
+        shrink(&["inspect", &golden("llama"), "--device", device])
+            .refused(&format!("--device is {device}, expected cpu"));
+    }
+}
+
+#[test]
+fn a_command_line_that_cannot_be_understood() {
+    shrink(&["frobnicate"]).misused("unrecognized subcommand 'frobnicate'");
+    shrink(&["inspect"]).misused("<MODEL>");
+    shrink(&["inspect", "a", "b"]).misused("unexpected argument 'b'");
+    shrink(&["convert", "x"]).misused("--output");
+    shrink(&["eval", "x"]).misused("--data");
+    shrink(&["generate", "x"]).misused("--prompt");
+    shrink(&["convert", "x", "-o", "y", "--method", "magic"]).misused("invalid value 'magic'");
+    shrink(&["convert", "x", "-o", "y", "--dtype", "f8"]).misused("invalid value 'f8'");
+    shrink(&["convert", "x", "-o", "y", "--no-calibration", "--calibration", "builtin"])
+        .misused("cannot be used with");
+    let bare = shrink(&[]);
+    assert!(bare.code == Some(2) && bare.stdout.is_empty() && bare.stderr.contains("Usage: "), "{bare:#?}");
+}
+
+#[test]
+fn help_goes_to_stdout_and_shows_an_example() {
+    let text = shrink(&["--help"]).text();
+    for command in ["demo", "inspect", "convert", "eval", "generate", "memory", "check"] {
+        assert!(text.contains(&format!("\n  {command} ")), "{command} in {text}");
+        assert!(
+            shrink(&[command, "--help"]).text().contains(&format!("Usage: shrink {command} ")),
+            "{command}"
+        );
+    }
+    assert!(text.contains("shrink convert ./smollm2 -o ./smollm2-2x"), "{text}");
+    assert_eq!(shrink(&["--version"]).text(), format!("shrink {}\n", env!("CARGO_PKG_VERSION")));
+}

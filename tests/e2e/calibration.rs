@@ -1,0 +1,96 @@
+//! Calibration text: from where, how much, and that it helps.
+
+use serde_json::json;
+
+use crate::folder::{Scratch, golden};
+use crate::program::{number, shrink};
+
+const FEW: [&str; 4] = ["--num-calibration-samples", "3", "--max-calibration-length", "16"];
+
+/// Converts llama's twin on some text and returns the weights.
+fn convert(scratch: &Scratch, calibration: &[&str]) -> Vec<u8> {
+    let (donor, out) = (golden("llama"), scratch.path("out"));
+    let args = ["convert", &donor, "-o", &out, "-r", "2", "--force", "--calibration"];
+    shrink(&[&args[..], calibration, &FEW].concat()).text();
+    scratch.read("out/model.safetensors")
+}
+
+#[test]
+fn text_lines_and_several_files_of_the_same_words_give_the_same_model() {
+    let scratch = Scratch::new();
+    let (one, two) =
+        ("The first document has some words.", "And the second has others, a few more than the first.");
+    let line = |text: &str| format!("{}\n", json!({ "id": 7, "text": text }));
+    let whole = scratch.write("whole.txt", format!("{one}\n\n{two}"));
+    let (first, second) = (scratch.write("one.txt", one), scratch.write("two.txt", two));
+    let rows = scratch.write("rows.jsonl", line(one) + &line("") + &line(two));
+    let expected = convert(&scratch, &[&whole]);
+    assert_eq!(convert(&scratch, &[&first, &second]), expected);
+    assert_eq!(convert(&scratch, &[&rows]), expected);
+    assert_ne!(convert(&scratch, &[&second, &first]), expected);
+    // The last conversion's record names what it read.
+    let record = scratch.read_json("out/shrink.json");
+    assert_eq!(record["calibration"]["source"], format!("{second}, {first}"));
+}
+
+#[test]
+fn parquet_gives_what_its_rows_give_as_text() {
+    let scratch = Scratch::new();
+    let text = scratch.write("rows.txt", "first row\n\nnaïve — 日本語 🦀\n\nlast row\nof two lines");
+    let expected = convert(&scratch, &[&text]);
+    assert_eq!(convert(&scratch, &[&golden("corpus/sample.parquet")]), expected);
+}
+
+#[test]
+fn another_field_is_another_text() {
+    let scratch = Scratch::new();
+    let row =
+        json!({ "text": "a".repeat(60), "body": "Quite other words than those, and sixty bytes of them." });
+    let rows = scratch.write("rows.jsonl", row.to_string());
+    let body = scratch.write("body.txt", row["body"].as_str().expect("a text"));
+    let expected = convert(&scratch, &[&body]);
+    assert_eq!(convert(&scratch, &[&rows, "--text-field", "body"]), expected);
+    assert_ne!(convert(&scratch, &[&rows]), expected);
+}
+
+#[test]
+fn fewer_windows_than_asked_for_are_noted() {
+    let scratch = Scratch::new();
+    let file = scratch.write("short.txt", "x".repeat(70));
+    let (donor, out) = (golden("llama"), scratch.path("out"));
+    let args =
+        ["convert", &donor, "-o", &out, "--calibration", &file, "--max-calibration-length", "16", "--json"];
+    let run = shrink(&args);
+    let note = "note: the text gives 4 windows of 16 tokens, fewer than the 128 asked for\n";
+    assert!(run.stderr.contains(note), "{}", run.stderr);
+    assert_eq!(run.json()["calibration_tokens"], 64);
+}
+
+#[test]
+fn windows_longer_than_the_context_are_cut_to_it() {
+    let scratch = Scratch::new();
+    let (donor, out) = (golden("gpt2"), scratch.path("out"));
+    let found =
+        shrink(&["convert", &donor, "-o", &out, "--calibration", "builtin", "--json", "--quiet"]).json();
+    // 128 windows of 48 tokens, the context, not of 512.
+    assert_eq!(found["calibration_tokens"], 128 * 48);
+    assert_eq!(scratch.read_json("out/shrink.json")["calibration"]["source"], "builtin");
+}
+
+#[test]
+fn calibration_beats_the_weights_alone() {
+    let scratch = Scratch::new();
+    let (donor, heldout) = (golden("demo"), golden("demo/heldout.txt"));
+    let score = |out: &str, calibration: &[&str]| {
+        let out = scratch.path(out);
+        shrink(&[&["convert", &donor, "-o", &out, "-r", "4", "--quiet"], calibration].concat()).text();
+        let args = ["eval", &out, "--data", &heldout, "--max-length", "128", "--windows", "10", "--json"];
+        number(&shrink(&args).json(), "perplexity")
+    };
+    let calibrated = score(
+        "calibrated",
+        &["--calibration", "builtin", "--num-calibration-samples", "32", "--max-calibration-length", "128"],
+    );
+    let plain = score("plain", &["--no-calibration"]);
+    assert!(calibrated < plain, "{calibrated} is no better than {plain}");
+}

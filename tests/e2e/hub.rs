@@ -1,0 +1,115 @@
+//! Models by their hub id, from a hub that runs in the test.
+
+use crate::folder::{Scratch, golden};
+use crate::program::{BINARY, Run, assert_close, command, number, shrink};
+
+#[path = "../../crates/handlers/tests/suite/hub/server.rs"]
+mod server;
+
+use server::{COMMIT, TestHub};
+
+/// A hub with one model, a golden of ours.
+fn hub_of(name: &str) -> TestHub {
+    let file = |file: &str| std::fs::read(golden(&format!("{name}/{file}"))).expect("a file of the model");
+    let files = [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
+    TestHub::new("models/org/tiny", &files.map(|name| (name, file(name))))
+}
+
+/// Runs the program against a hub, its cache in the scratch folder.
+fn online(endpoint: &str, cache: &Scratch, args: &[&str]) -> Run {
+    let mut command = command(BINARY);
+    command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", endpoint).env("HF_HOME", cache.path("hf"));
+    Run::of(command.args(args))
+}
+
+#[test]
+fn a_hub_id_is_as_good_as_a_folder() {
+    let (hub, scratch) = (hub_of("qwen2"), Scratch::new());
+    let run = online(&hub.endpoint, &scratch, &["inspect", "org/tiny"]);
+    assert_eq!(run.text(), shrink(&["inspect", &golden("qwen2")]).text());
+    let gets: Vec<String> = hub.take_gets().into_iter().map(|(file, _)| file).collect();
+    assert_eq!(gets, ["config.json"], "to describe a model its configuration is enough");
+
+    let (out, local) = (scratch.path("out"), scratch.path("local"));
+    let run =
+        online(&hub.endpoint, &scratch, &["convert", "org/tiny", "-o", &out, "-r", "2", "--no-calibration"]);
+    assert!(run.stderr.contains("downloading model.safetensors: done in "), "{}", run.stderr);
+    assert!(run.text().contains("cache 2.00x smaller"));
+    shrink(&["convert", &golden("qwen2"), "-o", &local, "-r", "2", "--no-calibration"]).text();
+    assert_eq!(scratch.read("out/model.safetensors"), scratch.read("local/model.safetensors"));
+    assert_eq!(scratch.read("out/tokenizer.json"), scratch.read("local/tokenizer.json"));
+    // The record and the card name the commit that was converted.
+    let name = format!("org/tiny@{COMMIT}");
+    assert_eq!(scratch.read_json("out/shrink.json")["donor"]["name"], name);
+    let card = String::from_utf8(scratch.read("out/README.md")).expect("a text");
+    assert!(
+        card.contains(&format!("base_model: {name}\n")) && card.contains("# org/tiny, KV cache 2.00x"),
+        "{card}"
+    );
+
+    // What is cached opens when the hub is gone.
+    drop(hub);
+    let heldout = golden("demo/heldout.txt");
+    let args = [
+        "eval",
+        &out,
+        "--data",
+        &heldout,
+        "--max-length",
+        "32",
+        "--windows",
+        "2",
+        "--against",
+        "org/tiny",
+        "--json",
+    ];
+    let found = online("http://127.0.0.1:9", &scratch, &args).json();
+    let expected = shrink(&[&args[..8], &["--against", &golden("qwen2"), "--json"]].concat()).json();
+    assert_close(number(&found["against"], "kl"), number(&expected["against"], "kl"), 1e-12);
+}
+
+#[test]
+fn a_model_that_the_hub_does_not_have() {
+    let (hub, scratch) = (hub_of("llama"), Scratch::new());
+    let out = scratch.path("out");
+    for args in [vec!["inspect", "org/other"], vec!["convert", "org/other", "-o", &out]] {
+        let hint = online(&hub.endpoint, &scratch, &args)
+            .refused("org/other: no such repository on http://127.0.0.1:");
+        assert!(hint.contains("check the spelling"), "{hint}");
+    }
+    online(&hub.endpoint, &scratch, &["inspect", "org/tiny@v9"]).refused("org/tiny: no revision \"v9\"");
+    assert!(!scratch.names().contains(&"out".to_owned()));
+}
+
+#[test]
+fn a_hub_that_is_down_names_the_ways_without_it() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    let args = ["convert", &golden("llama"), "-o", &out];
+    let hint =
+        online("http://127.0.0.1:9", &scratch, &args).refused("cannot get the calibration dataset wikitext");
+    assert!(
+        hint.contains("--calibration FILE") && hint.contains("builtin") && hint.contains("--no-calibration"),
+        "{hint}"
+    );
+    let hint = online("http://127.0.0.1:9", &scratch, &["inspect", "org/tiny"]).refused("unreachable");
+    assert!(hint.contains("HF_ENDPOINT"), "{hint}");
+    assert!(!scratch.names().contains(&"out".to_owned()));
+}
+
+#[test]
+fn a_download_that_is_not_what_was_announced_is_refused() {
+    let (hub, scratch) = (hub_of("llama"), Scratch::new());
+    hub.state().lies = true;
+    let out = scratch.path("out");
+    let hint =
+        online(&hub.endpoint, &scratch, &["convert", "org/tiny", "-o", &out]).refused("download is corrupt");
+    assert!(hint.contains("again"), "{hint}");
+    assert!(!scratch.names().contains(&"out".to_owned()));
+}

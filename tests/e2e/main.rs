@@ -1,0 +1,26 @@
+//! The program `shrink`, run as a user runs it: arguments in, stdout, stderr and an exit code out.
+//!
+//! [`program`] runs it, [`folder`] makes model folders to run it on, [`golden`] holds what transformers says about the
+//! bundled model, [`snapshot`] compares whole outputs. A file a command follows, then what every command owes: what
+//! it refuses ([`bad_model`], [`bad_text`], [`bad_request`]), what it leaves behind ([`output`]), what it shows while
+//! it works ([`progress`]) and what it fetches ([`hub`]).
+
+mod bad_model;
+mod bad_request;
+mod bad_text;
+mod calibration;
+mod check;
+mod convert;
+mod demo;
+mod eval;
+mod folder;
+mod generate;
+mod golden;
+mod hub;
+mod inspect;
+mod memory;
+mod output;
+mod program;
+mod progress;
+mod ratio;
+mod snapshot;

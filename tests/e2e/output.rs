@@ -1,0 +1,130 @@
+//! The folder that convert writes: whole or not at all, and never over another unasked.
+
+use crate::folder::{Scratch, golden};
+use crate::program::{BINARY, Run, command, shrink};
+
+#[test]
+fn an_output_that_exists_is_refused_and_untouched() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    std::fs::create_dir(&out).expect("a folder");
+    scratch.write("out/mine.txt", "mine");
+    let args = ["convert", &golden("llama"), "-o", &out, "--no-calibration"];
+    let hint = shrink(&args).refused("out already exists");
+    assert!(hint.contains("--force"), "{hint}");
+    assert_eq!(scratch.names(), ["out", "out/mine.txt"]);
+    let file = scratch.write("file", "mine");
+    shrink(&["convert", &golden("llama"), "-o", &file, "--no-calibration"]).refused("file already exists");
+    assert_eq!(scratch.read("file"), b"mine");
+}
+
+#[test]
+fn an_output_that_exists_is_refused_before_anything_else_is_looked_at() {
+    let scratch = Scratch::new();
+    shrink(&["convert", "./nowhere", "-o", &scratch.root()]).refused("already exists");
+}
+
+#[test]
+fn force_replaces_the_whole_folder() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    std::fs::create_dir(&out).expect("a folder");
+    scratch.write("out/stale.safetensors", "old");
+    shrink(&["convert", &golden("llama"), "-o", &out, "-r", "2", "--no-calibration", "--force"]).text();
+    let names = scratch.names();
+    assert!(
+        !names
+            .iter()
+            .any(|name| name.contains("stale") || name.contains("partial") || name.contains("replaced"))
+    );
+    assert!(names.iter().any(|name| name == "out/model.safetensors"), "{names:?}");
+    assert_eq!(shrink(&["check", &out, "--json"]).json()["ok"], true);
+}
+
+#[test]
+fn a_conversion_that_fails_leaves_what_was_there_even_with_force() {
+    let (donor, scratch) = (Scratch::of("llama"), Scratch::new());
+    let out = scratch.path("out");
+    std::fs::create_dir(&out).expect("a folder");
+    scratch.write("out/mine.txt", "mine");
+    // The last tensor to be written, so that the failure comes late.
+    donor.edit(|tensors| {
+        tensors.get_mut("model.layers.2.mlp.up_proj.weight").expect("a tensor").set(0, f32::NAN)
+    });
+    let args = ["convert", &donor.root(), "-o", &out, "--no-calibration", "--force"];
+    shrink(&args).refused("up_proj.weight holds NaN at element 0");
+    assert_eq!(scratch.names(), ["out", "out/mine.txt"]);
+}
+
+#[test]
+fn folders_on_the_way_are_made() {
+    let scratch = Scratch::new();
+    let out = scratch.path("deep/er/out");
+    shrink(&["convert", &golden("llama"), "-o", &out, "--no-calibration"]).text();
+    assert!(scratch.names().contains(&"deep/er/out/config.json".to_owned()));
+}
+
+#[test]
+fn a_file_on_the_way_is_an_error() {
+    let scratch = Scratch::new();
+    scratch.write("file", "mine");
+    let out = scratch.path("file/out");
+    shrink(&["convert", &golden("llama"), "-o", &out, "--no-calibration"]).refused("cannot create ");
+    assert_eq!(scratch.names(), ["file"]);
+}
+
+#[test]
+fn a_relative_output_lands_in_the_working_folder() {
+    let scratch = Scratch::new();
+    let args = ["convert", &golden("llama"), "-o", "out", "--no-calibration"];
+    Run::of(command(BINARY).args(args).current_dir(scratch.root())).text();
+    assert!(scratch.names().contains(&"out/model.safetensors".to_owned()));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_name_that_is_not_utf8_is_a_name_all_the_same() {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    let scratch = Scratch::new();
+    let mut convert = command(BINARY);
+    convert.args(["convert", &golden("llama"), "--no-calibration", "--json", "-o"]);
+    convert.arg(OsStr::from_bytes(b"caf\xe9")).current_dir(scratch.root());
+    assert_eq!(Run::of(&mut convert).json()["output"], "caf\u{fffd}");
+}
+
+/// Runs a conversion of the bundled model under a limit of a file's size, which fails a write as a full disk does.
+#[cfg(unix)]
+fn convert_in_blocks(blocks: usize, out: &str, more: &str) -> Run {
+    // Without the trap the limit would kill the program instead of failing its write.
+    let script = format!(
+        "trap '' XFSZ; ulimit -f {blocks}; exec \"$0\" convert \"$1\" -o \"$2\" --no-calibration {more}"
+    );
+    Run::of(command("/bin/sh").args(["-c", &script, BINARY, &golden("demo"), out]))
+}
+
+#[cfg(unix)]
+#[test]
+fn a_disk_that_fills_up_leaves_nothing() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    // The weights need 2.6 MB: the first limit stops them, the second even config.json.
+    for (blocks, file) in [(1000, "model.safetensors"), (0, "config.json")] {
+        convert_in_blocks(blocks, &out, "").refused(&format!("partial/{file}: File too large"));
+        assert_eq!(scratch.names(), [""; 0], "{blocks} blocks");
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn a_disk_that_fills_up_leaves_what_was_there() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    std::fs::create_dir(&out).expect("a folder");
+    scratch.write("out/mine.txt", "mine");
+    convert_in_blocks(1000, &out, "--force").refused("File too large");
+    assert_eq!(scratch.names(), ["out", "out/mine.txt"]);
+    convert_in_blocks(100_000, &out, "--force").text();
+    assert!(!scratch.names().contains(&"out/mine.txt".to_owned()));
+}
