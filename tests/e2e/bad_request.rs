@@ -81,10 +81,10 @@ fn windows_and_strides_that_score_nothing() {
     eval(&["--max-length", "0"]).refused("--max-length is 0, expected at least 2");
     eval(&["--max-length", "1"]).refused("--max-length is 1, expected at least 2");
     eval(&["--max-length", "32", "--windows", "0"]).refused("--windows is 0, expected at least 1");
-    eval(&["--max-length", "32", "--stride", "0"])
-        .refused("--stride is 0, expected from 1 to --max-length = 32");
-    eval(&["--max-length", "32", "--stride", "33"])
-        .refused("--stride is 33, expected from 1 to --max-length = 32");
+    for stride in ["0", "32", "33"] {
+        eval(&["--max-length", "32", "--stride", stride])
+            .refused(&format!("--stride is {stride}, expected at least 1 and less than --max-length = 32"));
+    }
     let hint = eval(&["--max-length", "65"]).refused("windows of 65 tokens exceed the model's context of 64");
     assert!(hint.contains("--max-length"), "{hint}");
     eval(&["--max-length", "18446744073709551615"]).refused("exceed the model's context of 64");
@@ -174,6 +174,8 @@ fn help_goes_to_stdout_and_shows_an_example() {
             shrink(&[command, "--help"]).text().contains(&format!("Usage: shrink {command} ")),
             "{command}"
         );
+        let help = shrink(&[command, "--help"]).text();
+        assert!(help.contains(&format!("\n  shrink {command}")), "an example in {help}");
     }
     assert!(text.contains("shrink convert ./smollm2 -o ./smollm2-2x"), "{text}");
     assert_eq!(shrink(&["--version"]).text(), format!("shrink {}\n", env!("CARGO_PKG_VERSION")));

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::folder::{Scratch, golden};
-use crate::program::{number, shrink};
+use crate::program::{BINARY, Run, command, number, shrink};
 
 const FEW: [&str; 4] = ["--num-calibration-samples", "3", "--max-calibration-length", "16"];
 
@@ -75,6 +75,36 @@ fn windows_longer_than_the_context_are_cut_to_it() {
     // 128 windows of 48 tokens, the context, not of 512.
     assert_eq!(found["calibration_tokens"], 128 * 48);
     assert_eq!(scratch.read_json("out/shrink.json")["calibration"]["source"], "builtin");
+}
+
+#[test]
+fn ids_beyond_the_vocabulary_are_the_tokenizers_fault() {
+    // The bundled model's tokenizer has 1024 tokens, the twin's embedding 264.
+    let (scratch, donor) = (Scratch::new(), Scratch::of("llama"));
+    donor.write("tokenizer.json", std::fs::read(golden("demo/tokenizer.json")).expect("a tokenizer"));
+    let (folder, out) = (donor.root(), scratch.path("out"));
+    let hint = shrink(&["convert", &folder, "-o", &out, "--calibration", "builtin"])
+        .refused("outside the model's vocabulary of 264");
+    assert!(hint.contains("does not belong to this model"), "{hint}");
+    assert_eq!(scratch.names(), [""; 0]);
+}
+
+#[test]
+fn a_folder_named_as_a_dataset_is_none_and_a_file_of_an_unknown_kind_is_named() {
+    let scratch = Scratch::new();
+    std::fs::create_dir(scratch.path("wikitext")).expect("a folder");
+    let donor = golden("llama");
+    let run = |calibration: &[&str]| {
+        let args = [&["convert", &donor, "-o", "out"], calibration].concat();
+        Run::of(command(BINARY).args(args).current_dir(scratch.root()))
+    };
+    run(&[]).refused("cannot get the calibration dataset wikitext: ");
+    scratch.write("corpus.csv", "a,b");
+    let hint = run(&["--calibration", "corpus.csv"]).refused("corpus.csv");
+    assert!(hint.contains(".jsonl"), "{hint}");
+    run(&["--calibration", "nowhere.csv"]).refused("nowhere.csv");
+    // A dot does not make a hub id a file.
+    run(&["--calibration", "org/data-v1.5"]).refused("cannot get the calibration dataset org/data-v1.5: ");
 }
 
 #[test]

@@ -50,11 +50,33 @@ fn columns_that_are_no_longer_orthonormal_fail() {
     let run = shrink(&["check", &scratch.root()]);
     let failures: Vec<&str> = run.stdout.lines().filter(|line| line.starts_with("FAILED ")).collect();
     assert!(failures.len() == 1 && failures[0].contains(key), "{failures:?}");
-    run.failed("1 of 6 checks failed");
+    run.failed("1 of 7 checks failed");
     let run = shrink(&["check", &scratch.root(), "--json"]);
     let found: serde_json::Value = serde_json::from_str(&run.stdout).expect("a JSON object");
     assert_eq!(found["ok"], false);
-    run.failed("1 of 6 checks failed");
+    run.failed("1 of 7 checks failed");
+}
+
+#[test]
+fn a_record_of_other_ranks_fails() {
+    let scratch = converted();
+    assert_eq!(shrink(&["check", &scratch.root(), "--json"]).json()["record_agrees"], true);
+    let mut record = scratch.read_json("shrink.json");
+    record["layers"][2]["value"]["d_latent"] = 15.into();
+    scratch.write("shrink.json", record.to_string());
+    let run = shrink(&["check", &scratch.root()]);
+    let failure = "FAILED shrink.json: layer 2 has latent widths 16 and 15, config.json 16 and 16\n";
+    assert!(run.stdout.ends_with(failure), "{}", run.stdout);
+    run.failed("1 of 7 checks failed");
+    record["layers"].as_array_mut().expect("a list").pop();
+    scratch.write("shrink.json", record.to_string());
+    let run = shrink(&["check", &scratch.root()]);
+    assert!(run.stdout.ends_with("FAILED shrink.json: 2 layers, config.json has 3\n"), "{}", run.stdout);
+    run.failed("1 of 7 checks failed");
+    // A folder without a record has one thing less to check.
+    scratch.remove("shrink.json");
+    let found = shrink(&["check", &scratch.root(), "--json"]).json();
+    assert_eq!((&found["ok"], &found["record_agrees"]), (&true.into(), &serde_json::Value::Null));
 }
 
 #[test]

@@ -78,7 +78,7 @@ fn the_configuration_is_the_donors_and_a_section_more() {
     let section = json!({
         "version": 1,
         "method": "separate",
-        "objective": "mse",
+        "objective": "weights",
         "layers": [ranks, ranks, ranks],
         "store_original_weights": false,
     });

@@ -94,3 +94,20 @@ fn the_text_is_a_table_of_the_same_numbers_and_nothing_is_left_in_the_temporary_
     }
     assert_eq!(scratch.names(), [""; 0]);
 }
+
+#[cfg(unix)]
+#[test]
+fn the_bundled_model_is_not_unpacked_where_another_user_could_wait_for_it() {
+    // Whoever knows the next folder's name could lie in wait with a link; a name that is taken must not matter.
+    let scratch = Scratch::new();
+    let trap = scratch.path("trap");
+    std::fs::create_dir(&trap).expect("a folder");
+    let script = format!(
+        "ln -s '{trap}' '{}/shrink-demo-'$$; exec \"$0\" demo --max-new-tokens 1 --quiet",
+        scratch.root()
+    );
+    let run = Run::of(command("sh").args(["-c", &script, BINARY]).env("TMPDIR", scratch.root()));
+    assert!(run.text().contains("latent 4x"));
+    assert!(std::fs::read_dir(&trap).expect("a folder").next().is_none(), "the link was followed");
+    assert_eq!(scratch.names().len(), 2, "the trap and its link");
+}

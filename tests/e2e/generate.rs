@@ -28,6 +28,7 @@ fn the_greedy_continuation_is_the_references() {
     assert_eq!(ids(&found["tokens"]), golden_run.continuation_ids());
     assert_eq!(found["completion"], golden_run.continuation());
     assert_eq!(found["prompt"], golden_run.prompt());
+    assert_eq!(found["finish_reason"], "length");
 }
 
 #[test]
@@ -92,6 +93,18 @@ fn a_seed_fixes_every_draw_and_another_draws_otherwise() {
 }
 
 #[test]
+fn settings_of_sampling_want_a_temperature() {
+    let model = golden("demo");
+    for setting in [["--top-p", "0.9"], ["--top-k", "5"], ["--seed", "3"]] {
+        for temperature in [&[][..], &["--temperature", "0"]] {
+            let args = [&["generate", &model, "-p", "x"], &setting[..], temperature].concat();
+            shrink(&args)
+                .refused(&format!("{} is {}, expected a --temperature above 0", setting[0], setting[1]));
+        }
+    }
+}
+
+#[test]
 fn one_candidate_leaves_no_choice() {
     let greedy = generate(&golden("demo"), &["The ship"], &["--max-new-tokens", "12"])["tokens"].clone();
     for only in [["--top-k", "1"], ["--top-p", "0.000001"]] {
@@ -119,6 +132,7 @@ fn the_end_of_a_text_ends_it_and_is_no_part_of_it() {
         scratch.write("generation_config.json", json!({ "eos_token_id": eos }).to_string());
         let found = generate(&scratch.root(), &[golden_run.prompt()], &["--max-new-tokens", "32"]);
         assert_eq!(ids(&found["tokens"]), whole[..end], "{eos}");
+        assert_eq!(found["finish_reason"], "stop");
         // The converted folder ends there as well: the file was copied.
         let out = Scratch::new();
         let args = ["convert", &scratch.root(), "-o", &out.root(), "--force", "-r", "1", "--no-calibration"];
@@ -133,6 +147,7 @@ fn the_context_ends_a_text_that_would_outgrow_it() {
     let prompt = "x".repeat(60);
     let found = generate(&golden("llama"), &[&prompt], &["--max-new-tokens", "100"]);
     assert_eq!((ids(&found["tokens"]).len(), &found["cache_tokens"]), (4, &json!(63)));
+    assert_eq!(found["finish_reason"], "context");
 }
 
 #[test]
@@ -141,6 +156,26 @@ fn no_new_token_is_the_prompt_alone() {
     assert_eq!(text, "The ship\n");
     let found = generate(&golden("demo"), &["The ship"], &["--max-new-tokens", "0"]);
     assert_eq!((&found["completion"], &found["tokens"]), (&json!(""), &json!([])));
+}
+
+#[test]
+fn the_space_between_a_prompt_and_its_continuation_is_kept() {
+    // The bundled model with the decoder of LLaMA 2, which drops the first space of what it decodes.
+    let scratch = Scratch::of("demo");
+    let mut tokenizer = scratch.read_json("tokenizer.json");
+    let whole = tokenizer["decoder"].clone();
+    let strip = json!({ "type": "Strip", "content": " ", "start": 1, "stop": 0 });
+    tokenizer["decoder"] = json!({ "type": "Sequence", "decoders": [whole, strip] });
+    scratch.write("tokenizer.json", tokenizer.to_string());
+    for prompt in ["The captain of", "He looked at the", "We must"] {
+        let more = ["--max-new-tokens", "12"];
+        let expected = generate(&golden("demo"), &[prompt], &more)["completion"].clone();
+        let completion = expected.as_str().expect("a text");
+        assert!(completion.starts_with(' '), "{prompt:?}{completion:?}");
+        assert_eq!(generate(&scratch.root(), &[prompt], &more)["completion"], expected);
+        let text = shrink(&["generate", &scratch.root(), "-p", prompt, "--max-new-tokens", "12"]).text();
+        assert_eq!(text, format!("{prompt}{completion}\n"));
+    }
 }
 
 #[test]

@@ -44,12 +44,12 @@ fn a_hub_id_is_as_good_as_a_folder() {
     shrink(&["convert", &golden("qwen2"), "-o", &local, "-r", "2", "--no-calibration"]).text();
     assert_eq!(scratch.read("out/model.safetensors"), scratch.read("local/model.safetensors"));
     assert_eq!(scratch.read("out/tokenizer.json"), scratch.read("local/tokenizer.json"));
-    // The record and the card name the commit that was converted.
+    // The record names the commit that was converted, the card the model as the hub knows it.
     let name = format!("org/tiny@{COMMIT}");
     assert_eq!(scratch.read_json("out/shrink.json")["donor"]["name"], name);
     let card = String::from_utf8(scratch.read("out/README.md")).expect("a text");
     assert!(
-        card.contains(&format!("base_model: {name}\n")) && card.contains("# org/tiny, KV cache 2.00x"),
+        card.contains("base_model: \"org/tiny\"\n") && card.contains("# org/tiny, KV cache 2.00x"),
         "{card}"
     );
 
@@ -101,6 +101,30 @@ fn a_hub_that_is_down_names_the_ways_without_it() {
     let hint = online("http://127.0.0.1:9", &scratch, &["inspect", "org/tiny"]).refused("unreachable");
     assert!(hint.contains("HF_ENDPOINT"), "{hint}");
     assert!(!scratch.names().contains(&"out".to_owned()));
+}
+
+#[test]
+fn what_the_hub_says_about_a_dataset_is_passed_on() {
+    let parquet = std::fs::read(golden("corpus/sample.parquet")).expect("rows");
+    let hub = TestHub::new("datasets/org/text", &[("data/validation-00000-of-00001.parquet", parquet)]);
+    let scratch = Scratch::new();
+    let (out, donor) = (scratch.path("out"), golden("llama"));
+    let few = ["--num-calibration-samples", "3", "--max-calibration-length", "16"];
+    let args = [&["convert", &donor, "-o", &out, "-r", "2", "--calibration", "org/text"], &few[..]].concat();
+    // There is no split `train`; the subset of a dataset other than wikitext is `default`.
+    let run = online(&hub.endpoint, &scratch, &args);
+    assert!(!run.stderr.contains("unreachable"), "{}", run.stderr);
+    let hint = run.refused("cannot get the calibration dataset org/text: org/text: expected parquet files of subset \"default\", split \"train\"");
+    assert!(hint.contains("split"), "{hint}");
+    online(&hub.endpoint, &scratch, &[&args[..], &["--calibration-split", "validation"]].concat()).text();
+    assert_eq!(scratch.read_json("out/shrink.json")["calibration"]["source"], "org/text");
+
+    hub.state().gated = true;
+    let (fresh, out) = (Scratch::new(), scratch.path("other"));
+    let args =
+        ["convert", &donor, "-o", &out, "--calibration", "org/text", "--calibration-split", "validation"];
+    let hint = online(&hub.endpoint, &fresh, &args).refused("org/text: access is gated");
+    assert!(hint.contains("HF_TOKEN") && !hint.contains("--no-calibration"), "{hint}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::folder::{Scratch, config, golden};
+use crate::folder::{Scratch, TWINS, config, golden};
 use crate::program::shrink;
 use crate::snapshot::assert_snapshot;
 
@@ -67,8 +67,48 @@ fn each_ratio_asked_for_is_a_choice() {
         |i: usize| ["d_latent", "cache_bytes_a_token"].map(|field| found["choices"][i][field].clone());
     assert_eq!(choice(0), [json!(1365), json!(2 * 32 * 1365 * 2)]);
     assert_eq!(choice(1), [json!(1), json!(2 * 32 * 2)]);
+    assert_eq!([0, 1].map(|i| found["choices"][i]["asked"].clone()), [json!(3.0), json!(4096.0)]);
     // The ratio is the true one: 4096 / 1365, not 3.
     assert_eq!(found["choices"][0]["compression_ratio"], 4096.0 / 1365.0);
+}
+
+#[test]
+fn a_ratio_beyond_d_kv_is_left_out_and_said_to_be() {
+    let args = ["inspect", &golden("qwen2"), "--compression-ratio", "2,17,16,64"];
+    let found = shrink(&[&args[..], &["--json"]].concat()).json();
+    let asked: Vec<Value> = (0..2).map(|i| found["choices"][i]["asked"].clone()).collect();
+    assert_eq!((asked, &found["beyond_d_kv"]), (vec![json!(2.0), json!(16.0)], &json!([17.0, 64.0])));
+    let text = shrink(&args).text();
+    assert!(text.ends_with("\nleft out, beyond d_kv = 16: 17x, 64x\n"), "{text}");
+}
+
+#[test]
+fn a_configuration_is_as_good_as_its_folder() {
+    let from = |path: &str| shrink(&["inspect", path]).text();
+    assert_eq!(from(&golden("qwen2/config.json")), from(&golden("qwen2")));
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    shrink(&["convert", &golden("qwen2"), "-o", &out, "-r", "2", "--no-calibration"]).text();
+    assert_eq!(from(&scratch.path("out/config.json")), from(&out));
+}
+
+#[test]
+fn parameters_are_the_numbers_in_the_files() {
+    let scratch = Scratch::new();
+    let half = scratch.path("half");
+    for name in TWINS {
+        shrink(&["convert", &golden(name), "-o", &half, "-r", "2", "--no-calibration", "--force"]).text();
+        for folder in [golden(name), half.clone()] {
+            let stored = Scratch::new();
+            let weights = std::fs::read(format!("{folder}/model.safetensors")).expect("weights");
+            stored.write("model.safetensors", weights);
+            let tensors = stored.tensors("model.safetensors");
+            // GPT-2's files hold the causal mask too, which is no parameter.
+            let weights = tensors.iter().filter(|(key, _)| !key.ends_with(".attn.bias"));
+            let numbers: usize = weights.map(|(_, raw)| raw.shape.iter().product::<usize>()).sum();
+            assert_eq!(inspect(&folder)["parameters"], numbers, "{folder}");
+        }
+    }
 }
 
 #[test]

@@ -157,8 +157,11 @@ fn a_folder_and_its_configuration_give_the_same() {
 }
 
 #[test]
-fn no_length_is_too_long_to_tabulate() {
+fn a_cache_of_more_bytes_than_there_are_numbers_for_is_refused() {
     let most = usize::MAX.to_string();
-    let found = sizes(&config("qwen2.5-7b"), "2", &most, "f32");
-    assert_eq!(found[0]["donor_bytes"], u64::MAX);
+    let model = config("qwen2.5-7b");
+    shrink(&["memory", &model, "--sequence-lengths", &format!("512,{most}")])
+        .refused(&format!("--sequence-lengths is {most}, expected a cache of fewer than 2^64 bytes"));
+    shrink(&["memory", &model, "--batch-size", &most])
+        .refused(&format!("--batch-size is {most}, expected a cache of fewer than 2^64 bytes"));
 }

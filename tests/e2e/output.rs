@@ -3,6 +3,15 @@
 use crate::folder::{Scratch, golden};
 use crate::program::{BINARY, Run, command, shrink};
 
+/// An output folder with a file in it, as an earlier conversion would leave it: `--force` replaces no other.
+fn earlier(scratch: &Scratch) -> String {
+    let out = scratch.path("out");
+    std::fs::create_dir(&out).expect("a folder");
+    scratch.write("out/config.json", "{\"mla\": {}}");
+    scratch.write("out/mine.txt", "mine");
+    out
+}
+
 #[test]
 fn an_output_that_exists_is_refused_and_untouched() {
     let scratch = Scratch::new();
@@ -27,8 +36,7 @@ fn an_output_that_exists_is_refused_before_anything_else_is_looked_at() {
 #[test]
 fn force_replaces_the_whole_folder() {
     let scratch = Scratch::new();
-    let out = scratch.path("out");
-    std::fs::create_dir(&out).expect("a folder");
+    let out = earlier(&scratch);
     scratch.write("out/stale.safetensors", "old");
     shrink(&["convert", &golden("llama"), "-o", &out, "-r", "2", "--no-calibration", "--force"]).text();
     let names = scratch.names();
@@ -44,16 +52,32 @@ fn force_replaces_the_whole_folder() {
 #[test]
 fn a_conversion_that_fails_leaves_what_was_there_even_with_force() {
     let (donor, scratch) = (Scratch::of("llama"), Scratch::new());
-    let out = scratch.path("out");
-    std::fs::create_dir(&out).expect("a folder");
-    scratch.write("out/mine.txt", "mine");
+    let out = earlier(&scratch);
     // The last tensor to be written, so that the failure comes late.
     donor.edit(|tensors| {
         tensors.get_mut("model.layers.2.mlp.up_proj.weight").expect("a tensor").set(0, f32::NAN)
     });
     let args = ["convert", &donor.root(), "-o", &out, "--no-calibration", "--force"];
     shrink(&args).refused("up_proj.weight holds NaN at element 0");
-    assert_eq!(scratch.names(), ["out", "out/mine.txt"]);
+    assert_eq!(scratch.names(), ["out", "out/config.json", "out/mine.txt"]);
+}
+
+#[test]
+fn force_does_not_replace_what_shrink_did_not_write() {
+    let scratch = Scratch::of("llama");
+    let before = scratch.names();
+    // The donor itself, a folder inside it, the folder around it, and somebody else's.
+    for out in [scratch.root(), scratch.path("inside")] {
+        let args = ["convert", &scratch.root(), "-o", &out, "--no-calibration", "--force"];
+        let hint = shrink(&args).refused("");
+        assert!(hint.contains("name a new folder"), "{hint}");
+        assert_eq!(scratch.names(), before, "{out}");
+    }
+    for out in [".", "..", "/"] {
+        let args = ["convert", &golden("llama"), "-o", out, "--no-calibration", "--force"];
+        Run::of(command(BINARY).args(args).current_dir(scratch.root())).refused("");
+        assert_eq!(scratch.names(), before, "{out}");
+    }
 }
 
 #[test]
@@ -120,11 +144,9 @@ fn a_disk_that_fills_up_leaves_nothing() {
 #[test]
 fn a_disk_that_fills_up_leaves_what_was_there() {
     let scratch = Scratch::new();
-    let out = scratch.path("out");
-    std::fs::create_dir(&out).expect("a folder");
-    scratch.write("out/mine.txt", "mine");
+    let out = earlier(&scratch);
     convert_in_blocks(1000, &out, "--force").refused("File too large");
-    assert_eq!(scratch.names(), ["out", "out/mine.txt"]);
+    assert_eq!(scratch.names(), ["out", "out/config.json", "out/mine.txt"]);
     convert_in_blocks(100_000, &out, "--force").text();
     assert!(!scratch.names().contains(&"out/mine.txt".to_owned()));
 }

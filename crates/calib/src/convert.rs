@@ -83,10 +83,9 @@ impl Found {
         c: Option<&Mat64>,
         device: &Device,
     ) -> Result<(), Error> {
-        let metric = Metric::identity(source.config().d_kv());
         let mut one = |weight: LayerSlot, down: LayerSlot, up: LayerSlot| -> Result<SpectrumReport, Error> {
             let w = Matrix::from_tensor(&source.matrix(Slot::Layer(layer, weight), device)?);
-            let found = factorise(&w, c, &metric)?;
+            let found = factorise(&w, c, &Metric::Identity)?;
             let (w_up, w_down) = found.factors(plan.d_latent);
             self.factors.insert_layer(layer, up, w_up);
             self.factors.insert_layer(layer, down, w_down);

@@ -18,19 +18,21 @@ use crate::linalg::{Mat64, eigh, qr};
 /// Share of the mean diagonal added to a metric, so that its root can be inverted.
 const RIDGE: f64 = 1e-4;
 
-/// `S = M^{1/2}` and `S⁻¹`, the metric a factorisation minimises in.
+/// The metric a factorisation minimises in.
 #[derive(Clone, Debug)]
-pub struct Metric {
-    root: Mat64,
-    inverse_root: Mat64,
+pub enum Metric {
+    /// `M = I`: the squared error of K (or V) itself.
+    Identity,
+    /// Any other positive definite `M`.
+    Roots {
+        /// `S = M^{1/2}`.
+        root: Mat64,
+        /// `S⁻¹`.
+        inverse_root: Mat64,
+    },
 }
 
 impl Metric {
-    /// `M = I`: the squared error of K (or V) itself.
-    pub fn identity(d: usize) -> Self {
-        Self { root: Mat64::identity(d), inverse_root: Mat64::identity(d) }
-    }
-
     /// The roots of a positive semidefinite `M`, with a ridge of `1e-4 · mean(diag M)`.
     ///
     /// # Errors
@@ -48,7 +50,23 @@ impl Metric {
             }
             scaled.dot(&vectors.transpose())
         };
-        Ok(Self { root: power(0.5), inverse_root: power(-0.5) })
+        Ok(Metric::Roots { root: power(0.5), inverse_root: power(-0.5) })
+    }
+
+    /// `S x`.
+    fn whiten(&self, x: Mat64) -> Mat64 {
+        match self {
+            Metric::Identity => x,
+            Metric::Roots { root, .. } => root.dot(&x),
+        }
+    }
+
+    /// `S⁻¹ x`.
+    fn unwhiten(&self, x: Mat64) -> Mat64 {
+        match self {
+            Metric::Identity => x,
+            Metric::Roots { inverse_root, .. } => inverse_root.dot(&x),
+        }
     }
 }
 
@@ -68,16 +86,16 @@ pub struct Factorisation {
 /// # Errors
 /// When the eigendecomposition does not converge.
 pub fn factorise(w: &Matrix, c: Option<&Mat64>, metric: &Metric) -> Result<Factorisation, Error> {
-    let sw = metric.root.dot(&Mat64::from_matrix(w));
-    let swc = match c {
-        Some(c) => sw.dot(c),
-        None => sw.clone(),
+    let sw = metric.whiten(Mat64::from_matrix(w));
+    let gram = match c {
+        Some(c) => sw.dot(c).dot(&sw.transpose()),
+        None => sw.dot(&sw.transpose()),
     };
-    let (spectrum, u) = eigh(&swc.dot(&sw.transpose()))?;
+    let (spectrum, u) = eigh(&gram)?;
     // Rounding can leave tiny negative values in a rank-deficient spectrum.
     let spectrum = spectrum.into_iter().map(|lambda| lambda.max(0.0)).collect();
     let coefficients = u.transpose().dot(&sw);
-    Ok(Factorisation { spectrum, basis: metric.inverse_root.dot(&u), coefficients })
+    Ok(Factorisation { spectrum, basis: metric.unwhiten(u), coefficients })
 }
 
 impl Factorisation {
@@ -144,9 +162,12 @@ mod tests {
             let half = random(d_kv, d_kv, seed + 2);
             let rank = 1 + (cut * (d_kv - 1) as f64) as usize;
             for m in [None, Some(half.dot(&half.transpose()))] {
-                let metric = m.as_ref().map_or(Ok(Metric::identity(d_kv)), Metric::new).unwrap();
+                let metric = m.as_ref().map_or(Ok(Metric::Identity), Metric::new).unwrap();
                 let found = factorise(&w.to_matrix(), Some(&c), &metric).unwrap();
-                let ridged = metric.root.dot(&metric.root);
+                let ridged = match &metric {
+                    Metric::Identity => Mat64::identity(d_kv),
+                    Metric::Roots { root, .. } => root.dot(root),
+                };
                 let factors = found.factors(rank);
                 let total: f64 = found.spectrum.iter().sum();
                 let gap = (loss(&w, &factors, &c, &ridged) - found.discarded(rank)).abs();
@@ -160,7 +181,7 @@ mod tests {
             let w = random(d_kv, d_model, seed).to_matrix();
             let half = random(d_kv, d_kv, seed + 2);
             let metric = Metric::new(&half.dot(&half.transpose())).unwrap();
-            for metric in [Metric::identity(d_kv), metric] {
+            for metric in [Metric::Identity, metric] {
                 let (up, down) = factorise(&w, None, &metric).unwrap().factors(d_kv);
                 let product = Mat64::from_matrix(&up).dot(&Mat64::from_matrix(&down)).to_matrix();
                 let gap = product.data.iter().zip(&w.data).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
@@ -188,7 +209,7 @@ mod tests {
         // h has energy only along the first axis, so rank 1 is lossless although W has rank 2.
         let w = Matrix::new(2, 2, vec![1.0, 5.0, 2.0, -3.0]);
         let c = Mat64 { rows: 2, cols: 2, data: vec![1.0, 0.0, 0.0, 0.0] };
-        let found = factorise(&w, Some(&c), &Metric::identity(2)).unwrap();
+        let found = factorise(&w, Some(&c), &Metric::Identity).unwrap();
         assert!(found.discarded(1) < 1e-12);
         assert!((found.spectrum[0] - 5.0).abs() < 1e-12);
         assert_eq!(found.energy_kept(1), 1.0);

@@ -28,7 +28,7 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// Where to compute: cpu, wgpu[:N] or cuda[:N]
+    /// Where to compute: cpu, wgpu, wgpu:N, cuda or cuda:N
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
     /// Print one JSON object instead of text
@@ -54,12 +54,13 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Tabulate cache sizes from a configuration alone
     Memory(MemoryArgs),
-    /// Verify a converted folder: orthonormality, finite weights, shapes, ranks, bytes
+    /// Verify a converted folder: tensors, shapes, finite weights, orthonormal W_up, recorded ranks
     Check(CheckArgs),
 }
 
 /// `shrink demo`.
 #[derive(Debug, Args)]
+#[command(after_help = "Example:\n  shrink demo --max-new-tokens 100")]
 pub struct DemoArgs {
     /// New tokens of the sample text
     #[arg(long, default_value_t = 60, value_name = "N")]
@@ -70,7 +71,7 @@ pub struct DemoArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  shrink inspect Qwen/Qwen2.5-7B --compression-ratio 2,4,8")]
 pub struct InspectArgs {
-    /// A model folder or hub id
+    /// A model folder, a config.json or a hub id
     pub model: String,
     /// Ratios to tabulate
     #[arg(
@@ -88,6 +89,7 @@ pub struct InspectArgs {
 #[command(after_help = "Examples:
   shrink convert meta-llama/Llama-2-7b-hf -o llama-4x
   shrink convert ./model -o out --compression-ratio 2 --calibration corpus.txt more.jsonl
+  shrink convert ./model -o out --calibration org/corpus --calibration-split validation --text-field body
   shrink convert ./model -o out --d-latent 128 --no-calibration --dtype bf16")]
 pub struct ConvertArgs {
     /// The donor: a model folder or hub id
@@ -124,9 +126,12 @@ pub struct CalibrationArgs {
     /// Text files (.txt, .jsonl, .parquet), a hub dataset, or `builtin`
     #[arg(long, num_args = 1.., value_name = "SOURCE", default_value = "wikitext", conflicts_with = "no_calibration")]
     pub calibration: Vec<String>,
-    /// Subset of a hub dataset
-    #[arg(long, value_name = "NAME", default_value = "wikitext-2-raw-v1")]
-    pub calibration_subset: String,
+    /// Subset of a hub dataset [default: wikitext-2-raw-v1 of wikitext, default of any other]
+    #[arg(long, value_name = "NAME")]
+    pub calibration_subset: Option<String>,
+    /// Split of a hub dataset
+    #[arg(long, value_name = "NAME", default_value = "train")]
+    pub calibration_split: String,
     /// Factorise the weights alone (plain SVD)
     #[arg(long)]
     pub no_calibration: bool,
@@ -227,15 +232,15 @@ pub struct GenerateArgs {
     /// Divides the logits; 0 takes the most likely token
     #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
     pub temperature: f64,
-    /// Keep the smallest set of tokens whose probabilities reach P
-    #[arg(long, default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]
-    pub top_p: f64,
-    /// Keep the K most likely tokens
+    /// Keep the smallest set of tokens whose probabilities reach P; needs a temperature [default: 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Keep the K most likely tokens; needs a temperature [default: all]
     #[arg(long, value_name = "K")]
     pub top_k: Option<usize>,
-    /// Fixes every draw
-    #[arg(long, default_value_t = 0, value_name = "SEED")]
-    pub seed: u64,
+    /// Fixes every draw; needs a temperature [default: 0]
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
 }
 
 /// `shrink memory`.
@@ -262,6 +267,14 @@ pub struct MemoryArgs {
 
 /// `shrink check`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Checked: every tensor is there, in the shape that config.json implies; every number is finite; \
+the columns of every W_up are orthonormal to the precision of their type; the latent widths are those that shrink.json \
+records, where the folder has one. Reported, not checked: bytes and the cache's ratio.
+
+Example:
+  shrink check ./out"
+)]
 pub struct CheckArgs {
     /// A folder written by shrink
     pub model: String,

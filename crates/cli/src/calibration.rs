@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use handlers::hub::Hub;
 use handlers::{Model, Tokenizer};
+use mla_core::WeightSource;
 use sha2::{Digest, Sha256};
 
 use crate::args::CalibrationArgs;
@@ -28,7 +29,7 @@ pub struct Calibration {
 /// Reads, tokenises and cuts the calibration text; `None` with `--no-calibration`.
 ///
 /// # Errors
-/// When the text cannot be had or is shorter than one window.
+/// When the text cannot be had, is shorter than one window, or has a token that the model does not know.
 pub fn load(session: &Session, args: &CalibrationArgs, model: &Model) -> anyhow::Result<Option<Calibration>> {
     if args.no_calibration {
         return Ok(None);
@@ -36,7 +37,11 @@ pub fn load(session: &Session, args: &CalibrationArgs, model: &Model) -> anyhow:
     check(args)?;
     let text = text(session, args)?;
     let tokens = Tokenizer::open(model.folder())?.encode(&text)?;
-    let length = args.max_calibration_length.min(mla_core::WeightSource::config(model).max_positions);
+    let config = model.config();
+    if let Some(&token) = tokens.iter().find(|&&token| token as usize >= config.vocab_size) {
+        return Err(UserError::CalibrationToken { token, vocab_size: config.vocab_size }.into());
+    }
+    let length = args.max_calibration_length.min(config.max_positions);
     let windows = spread(&tokens, length, args.num_calibration_samples);
     if windows.is_empty() {
         return Err(UserError::CalibrationTooShort { tokens: tokens.len(), length }.into());
@@ -87,28 +92,37 @@ fn text(session: &Session, args: &CalibrationArgs) -> anyhow::Result<String> {
         } else if is_file(source) {
             documents.extend(corpus::read(&[PathBuf::from(source)], &args.text_field)?);
         } else {
-            let files = dataset(session, source, &args.calibration_subset)?;
+            let files = dataset(session, source, args)?;
             documents.extend(corpus::read(&files, &args.text_field)?);
         }
     }
     Ok(documents.join("\n\n"))
 }
 
-/// A name with an extension we read, or something that is there, is a file; all else is a dataset.
+/// What starts or ends like a path, has more slashes than a hub id, or is a file that is there, is a file; all else is a
+/// dataset. A folder is none, so that one named `wikitext` does not hide the default.
 fn is_file(source: &str) -> bool {
+    const EXTENSIONS: [&str; 9] = ["txt", "jsonl", "parquet", "csv", "json", "tsv", "md", "gz", "zip"];
     let path = Path::new(source);
-    let known =
-        path.extension().is_some_and(|end| ["txt", "jsonl", "parquet"].iter().any(|known| end == *known));
-    known || path.exists() || source.starts_with(['.', '/', '~']) || source.is_empty()
+    // A hub id may have a dot too (`org/data-v1.5`).
+    let extension = path.extension().map(|end| end.to_string_lossy().to_lowercase());
+    let is_path = source.is_empty() || source.starts_with(['.', '/', '~']) || source.matches('/').count() > 1;
+    is_path || extension.is_some_and(|end| EXTENSIONS.contains(&end.as_str())) || path.is_file()
 }
 
-fn dataset(session: &Session, name: &str, subset: &str) -> anyhow::Result<Vec<PathBuf>> {
-    let files = Hub::from_env().dataset_files(name, subset, "train", &session.ui.downloads());
-    let unreachable = |e: handlers::hub::HubError| UserError::CalibrationUnreachable {
-        dataset: name.into(),
-        reason: e.to_string(),
-    };
-    Ok(files.map_err(unreachable)?)
+fn dataset(session: &Session, name: &str, args: &CalibrationArgs) -> anyhow::Result<Vec<PathBuf>> {
+    let subset = args.calibration_subset.as_deref().unwrap_or_else(|| default_subset(name));
+    let files = Hub::from_env().dataset_files(name, subset, &args.calibration_split, &session.ui.downloads());
+    Ok(files
+        .map_err(|source| UserError::CalibrationDataset { dataset: name.into(), source: Box::new(source) })?)
+}
+
+/// The subset of a dataset of which the user named none; the hub calls the only one of a dataset `default`.
+fn default_subset(name: &str) -> &'static str {
+    match name.split('@').next() {
+        Some("wikitext" | "Salesforce/wikitext") => "wikitext-2-raw-v1",
+        _ => "default",
+    }
 }
 
 #[cfg(test)]
@@ -126,11 +140,33 @@ mod tests {
 
     #[test]
     fn names_and_files_are_told_apart() {
-        for file in ["a.txt", "dir/b.jsonl", "./x", "/x", "c.parquet"] {
+        for file in [
+            "a.txt",
+            "dir/b.jsonl",
+            "./x",
+            "../x",
+            "/x",
+            "~/x",
+            "c.parquet",
+            "d.CSV",
+            "org/e.md",
+            "a/b/c",
+            "",
+        ] {
             assert!(is_file(file), "{file}");
         }
-        for dataset in ["wikitext", "Salesforce/wikitext"] {
+        // The tests run in the crate's folder, where `src` is a folder and no text.
+        for dataset in ["wikitext", "Salesforce/wikitext", "org/data-v1.5", "org/data-v1.5@main", "src"] {
             assert!(!is_file(dataset), "{dataset}");
         }
+        assert!(is_file("Cargo.toml"), "it is there");
+    }
+
+    #[test]
+    fn only_wikitext_has_a_subset_that_goes_without_saying() {
+        for wikitext in ["wikitext", "Salesforce/wikitext", "Salesforce/wikitext@main"] {
+            assert_eq!(default_subset(wikitext), "wikitext-2-raw-v1");
+        }
+        assert_eq!(default_subset("org/wikitext"), "default");
     }
 }

@@ -3,10 +3,11 @@
 use std::path::Path;
 
 use calib::{Conversion, Plan, Width};
-use handlers::{Dtype, FolderPlan, LayerRanks, MlaSection, Model, Written, write_folder};
+use handlers::{Dtype, FolderPlan, LayerRanks, MlaSection, Model, Output, Written, write_folder};
 use mla_core::WeightSource;
 use serde_json::{Value, json};
 
+use crate::args::Method;
 use crate::calibration::{Calibration, hex};
 use crate::error::UserError;
 use crate::report;
@@ -15,9 +16,20 @@ use crate::session::{Opened, Session};
 /// Weight files above this are cut into shards.
 const MAX_SHARD_BYTES: u64 = 5 << 30;
 
+impl Method {
+    /// The name in `config.json`; `auto` is `separate` as long as there is no other.
+    pub fn name(self) -> &'static str {
+        match self {
+            Method::Auto | Method::Separate => "separate",
+        }
+    }
+}
+
 /// What a conversion is asked for.
 #[derive(Clone, Debug)]
 pub struct Request {
+    /// How to factorise.
+    pub method: Method,
     /// Latent width.
     pub width: Width,
     /// Store the original `W_k` and `W_v` too.
@@ -54,17 +66,15 @@ pub fn write(
     request: &Request,
     calibration: Option<&Calibration>,
     conversion: &Conversion,
-    out: &Path,
-    force: bool,
+    output: Output,
 ) -> anyhow::Result<Written> {
-    let config = conversion.factors.config();
     let ranks = |layer: &calib::LayerReport| {
         Some(LayerRanks { d_latent_k: layer.key.d_latent, d_latent_v: layer.value.d_latent })
     };
     let section = MlaSection {
         version: MlaSection::VERSION,
-        method: "separate".into(),
-        objective: "mse".into(),
+        method: request.method.name().into(),
+        objective: objective(calibration).into(),
         layers: conversion.layers.iter().map(ranks).collect(),
         store_original_weights: request.store_original_weights,
     };
@@ -76,7 +86,7 @@ pub fn write(
         dtype: request.dtype,
         extra: vec![
             ("shrink.json".into(), format!("{record:#}\n").into_bytes()),
-            ("README.md".into(), card(donor, config, calibration, conversion).into_bytes()),
+            ("README.md".into(), card(donor, request, calibration, conversion).into_bytes()),
         ],
         max_shard_bytes: MAX_SHARD_BYTES,
     };
@@ -86,7 +96,7 @@ pub fn write(
             task.at(done >> 20, total >> 20);
         }
     };
-    let written = write_folder(&plan, out, force, &on_bytes)?;
+    let written = write_folder(&plan, output, &on_bytes)?;
     if let Ok(task) = task.into_inner() {
         task.finish();
     }
@@ -100,6 +110,7 @@ fn record(
     calibration: Option<&Calibration>,
     conversion: &Conversion,
 ) -> anyhow::Result<Value> {
+    let objective = objective(calibration);
     let calibration = calibration.map(|c| {
         json!({
             "source": c.source,
@@ -116,8 +127,8 @@ fn record(
     Ok(json!({
         "shrink_version": env!("CARGO_PKG_VERSION"),
         "donor": { "name": donor.name(), "weights_sha256": weights_sha256(&donor.model)? },
-        "method": "separate",
-        "objective": if calibration.is_some() { "mse" } else { "mse, uncalibrated" },
+        "method": request.method.name(),
+        "objective": objective,
         "asked": asked,
         "compression_ratio": conversion.factors.config().compression_ratio(),
         "dtype": request.dtype.map(Dtype::name),
@@ -150,13 +161,22 @@ fn weights_sha256(model: &Model) -> anyhow::Result<String> {
     Ok(hex(&digest.finalize()))
 }
 
+/// What the factors minimise: the squared error of K and V on calibration text, or of the weights alone.
+pub fn objective(calibration: Option<&Calibration>) -> &'static str {
+    match calibration {
+        Some(_) => "mse",
+        None => "weights",
+    }
+}
+
 /// The model card.
 fn card(
     donor: &Opened,
-    config: &mla_core::DecoderConfig,
+    request: &Request,
     calibration: Option<&Calibration>,
     conversion: &Conversion,
 ) -> String {
+    let config = conversion.factors.config();
     let tokens = 4096;
     let size = train::eval::cache_sizes(config, &[tokens], 1, 2)[0];
     let kept = |pick: fn(&calib::LayerReport) -> f64| {
@@ -166,19 +186,25 @@ fn card(
         Some(c) => format!("{} tokens of {}", conversion.tokens, c.source),
         None => "none (plain SVD of the weights)".into(),
     };
+    // A path is nobody's business but the user's; `shrink.json` keeps it for reproduction.
+    let base = donor.found.id.as_ref().map_or(String::new(), |id| format!("base_model: \"{id}\"\n"));
     format!(
-        "---\nbase_model: {base}\ntags: [shrink, mla, kv-cache]\n---\n\n# {title}, KV cache {ratio:.2}x smaller\n\n\
-         Made by [shrink](https://crates.io/crates/shrink) {version}: attention is Multi-Head Latent Attention, the \
-         cache holds latents.\n\n\
-         | | |\n|---|---|\n| donor | {base} |\n| method | separate, metric mse |\n| calibration | {text} |\n\
+        "---\n{base}tags:\n- shrink\n- mla\n- kv-cache\n---\n\n# {title}, KV cache {ratio:.2}x smaller\n\n\
+         Made by shrink {version}: attention is Multi-Head Latent Attention, the cache holds latents.\n\n\
+         | | |\n|---|---|\n| donor | {title} |\n| method, objective | {method}, {objective} |\n\
+         | calibration | {text} |\n\
          | cache of {tokens} tokens, 16 bit | {ours} (donor {theirs}) |\n\
          | energy kept, mean of layers | K {k:.2}%, V {v:.2}% |\n\n\
-         Measure it: `shrink eval THIS_FOLDER --data heldout.txt --against DONOR`. The record of every layer is in \
-         `shrink.json`.\n",
-        base = donor.name(),
+         Measure it with `shrink eval FOLDER --data heldout.txt --against DONOR`; run it with `shrink generate`. The \
+         record of every layer is in `shrink.json`.\n\n\
+         Open it with shrink. transformers does not know the tensors under `mla`: it would load the folder as the \
+         donor's architecture and start `W_k` and `W_v` from random numbers, with no more than a warning. The donor's \
+         licence applies.\n",
         title = donor.title(),
         ratio = config.compression_ratio(),
         version = env!("CARGO_PKG_VERSION"),
+        method = request.method.name(),
+        objective = objective(calibration),
         ours = report::bytes(size.model_bytes),
         theirs = report::bytes(size.donor_bytes),
         k = kept(|l| l.key.energy_kept),

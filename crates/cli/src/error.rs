@@ -1,5 +1,6 @@
 //! How a failure reaches the user: what went wrong, what to do, and an exit code.
 
+use handlers::hub::HubError;
 use mla_core::generate::GenerateError;
 
 /// A failure that is the user's to mend.
@@ -24,13 +25,21 @@ pub enum UserError {
         /// Tokens a window.
         length: usize,
     },
-    /// The default calibration data could not be had.
-    #[error("cannot get the calibration dataset {dataset}: {reason}")]
-    CalibrationUnreachable {
+    /// A token of the calibration text that the model has no embedding for.
+    #[error("the calibration text has token {token}, outside the model's vocabulary of {vocab_size}")]
+    CalibrationToken {
+        /// The offending id.
+        token: u32,
+        /// Rows of the embedding.
+        vocab_size: usize,
+    },
+    /// A calibration dataset that could not be had.
+    #[error("cannot get the calibration dataset {dataset}")]
+    CalibrationDataset {
         /// The dataset.
         dataset: String,
         /// Why.
-        reason: String,
+        source: Box<HubError>,
     },
     /// A backend that is not compiled in, or a device that is not there.
     #[error("device {device}: {reason}")]
@@ -74,11 +83,11 @@ impl UserError {
             UserError::CalibrationTooShort { .. } => {
                 "give more text (--calibration FILE), or shorten --max-calibration-length".into()
             }
-            UserError::CalibrationUnreachable { .. } => {
-                "use --calibration FILE with text of your own, --calibration \
-                builtin for the public-domain text that ships with shrink, or --no-calibration"
+            UserError::CalibrationToken { .. } => {
+                "the tokenizer does not belong to this model: take tokenizer.json from the model's own folder"
                     .into()
             }
+            UserError::CalibrationDataset { source, .. } => return Some(dataset_hint(source)),
             UserError::Device { hint, .. } => hint.clone(),
             UserError::NotConverted { .. } => "shrink convert MODEL -o OUT makes one".into(),
             UserError::CheckFailed { .. } => "convert the donor again, or download the folder again".into(),
@@ -123,6 +132,16 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         }
     });
     hints.next()
+}
+
+/// Without the hub there are other texts; all else about a dataset the hub knows best.
+fn dataset_hint(error: &HubError) -> String {
+    let other = "use --calibration FILE with text of your own, --calibration builtin for the public-domain text that \
+                 ships with shrink, or --no-calibration";
+    match error {
+        HubError::Unreachable { .. } | HubError::NotCached { .. } => other.into(),
+        known => known.hint().unwrap_or_else(|| other.into()),
+    }
 }
 
 fn generate_hint(error: &GenerateError) -> Option<String> {

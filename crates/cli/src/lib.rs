@@ -12,14 +12,17 @@ pub mod session;
 mod ui;
 
 use args::{Cli, Command};
+use handlers::Registry;
 use session::Session;
 
-/// Runs one command.
+/// Runs one command on models of the families in `registry`.
+///
+/// A project with a handler of its own registers it and calls this from its own `main` (`docs/adding-a-model.md`).
 ///
 /// # Errors
 /// Whatever the command could not do; [`error::hint`] finds what to do about it.
-pub fn run(cli: Cli) -> anyhow::Result<()> {
-    let session = Session::new(&cli.global)?;
+pub fn run(cli: Cli, registry: Registry) -> anyhow::Result<()> {
+    let session = Session::new(&cli.global, registry)?;
     match cli.command {
         Command::Demo(args) => commands::demo::run(&session, &args),
         Command::Inspect(args) => commands::inspect::run(&session, &args),

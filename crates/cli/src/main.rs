@@ -13,7 +13,7 @@ const BUG: u8 = 70;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match catch_unwind(AssertUnwindSafe(|| cli::run(cli))) {
+    match catch_unwind(AssertUnwindSafe(|| cli::run(cli, handlers::Registry::builtin()))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Ok(Err(error)) => {

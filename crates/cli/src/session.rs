@@ -1,7 +1,7 @@
 //! What every command needs: a device, the known families, somewhere to show progress and to print.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use burn::tensor::Device;
@@ -65,10 +65,10 @@ impl Session {
     ///
     /// # Errors
     /// When the device cannot be had.
-    pub fn new(global: &Global) -> Result<Self, UserError> {
+    pub fn new(global: &Global, registry: Registry) -> Result<Self, UserError> {
         Ok(Self {
             device: crate::device::open(&global.device)?,
-            registry: Registry::builtin(),
+            registry,
             ui: Ui::new(global.quiet),
             json: global.json,
         })
@@ -80,6 +80,18 @@ impl Session {
     /// When there is none, or it cannot be fetched.
     pub fn find(&self, name: &str, need: Need) -> anyhow::Result<ModelFolder> {
         Ok(Hub::from_env().resolve(name, need, &self.ui.downloads())?)
+    }
+
+    /// Finds the configuration of a model: its folder, or the `config.json` that was named.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be fetched.
+    pub fn find_config(&self, name: &str) -> anyhow::Result<PathBuf> {
+        let file = Path::new(name);
+        match file.is_file() {
+            true => Ok(file.to_path_buf()),
+            false => Ok(self.find(name, Need::ConfigOnly)?.path),
+        }
     }
 
     /// Finds and opens a model, and says what in it was not used.

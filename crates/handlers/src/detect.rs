@@ -1,15 +1,21 @@
 //! Telling what a configuration is before a handler reads it.
 
+use serde_json::Value;
+
 use crate::config_json::ConfigJson;
 use crate::error::Error;
+
+/// Model types that were trained with Multi-Head Latent Attention.
+const NATIVE: [&str; 3] = ["deepseek_v2", "deepseek_v3", "deepseek_v32"];
 
 /// The model type in `config.json`.
 ///
 /// # Errors
-/// When the field is missing or the model was born with latent attention (DeepSeek V2, V3 and kin: `kv_lora_rank`).
+/// When the field is missing or the model was born with latent attention: by its type, or by a `kv_lora_rank`.
 pub(crate) fn model_type(config: &ConfigJson) -> Result<String, Error> {
     let model_type = config.text_or("model_type", "")?.to_owned();
-    if let Some(kv_lora_rank) = native_mla(config) {
+    if is_native_mla(config) {
+        let kv_lora_rank = config.get("kv_lora_rank").and_then(Value::as_u64);
         return Err(Error::NativeMla { path: config.path().into(), model_type, kv_lora_rank });
     }
     match model_type.is_empty() {
@@ -18,9 +24,8 @@ pub(crate) fn model_type(config: &ConfigJson) -> Result<String, Error> {
     }
 }
 
-/// The latent width of a model that was trained with Multi-Head Latent Attention; `None` for any other.
-pub fn native_mla(config: &ConfigJson) -> Option<u64> {
-    let rank = config.get("kv_lora_rank").and_then(serde_json::Value::as_u64);
-    let by_name = matches!(config.text_or("model_type", ""), Ok(name) if name.starts_with("deepseek_v"));
-    rank.or(by_name.then_some(512))
+/// Whether the model was trained with Multi-Head Latent Attention (DeepSeek V2, V3 and kin).
+pub fn is_native_mla(config: &ConfigJson) -> bool {
+    config.get("kv_lora_rank").is_some()
+        || config.text_or("model_type", "").is_ok_and(|name| NATIVE.contains(&name))
 }

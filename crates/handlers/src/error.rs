@@ -57,14 +57,18 @@ pub enum Error {
         known: Vec<String>,
     },
     /// The model was born with latent attention.
-    #[error("{}: `{model_type}` already uses Multi-Head Latent Attention (kv_lora_rank {kv_lora_rank})", path.display())]
+    #[error(
+        "{}: `{model_type}` already uses Multi-Head Latent Attention{}",
+        path.display(),
+        kv_lora_rank.map_or(String::new(), |rank| format!(" (kv_lora_rank {rank})"))
+    )]
     NativeMla {
         /// The file.
         path: PathBuf,
         /// The model type.
         model_type: String,
-        /// Its latent width.
-        kv_lora_rank: u64,
+        /// Its latent width, where the configuration says it.
+        kv_lora_rank: Option<u64>,
     },
     /// A folder without safetensors weights.
     #[error("{} has no model.safetensors and no model.safetensors.index.json", path.display())]
@@ -164,6 +168,14 @@ pub enum Error {
         /// The folder.
         path: PathBuf,
     },
+    /// A place that is no place for an output folder.
+    #[error("{} {reason}", path.display())]
+    OutputRefused {
+        /// The place.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// The hub, or the name given for a model.
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),
@@ -183,6 +195,9 @@ impl Error {
             }
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 "check the permissions of the folder".into()
+            }
+            Error::Io { action, .. } if !["read", "open"].contains(action) => {
+                "check the place of the output folder, and the disk it is on".into()
             }
             Error::Io { .. } | Error::Json { .. } => {
                 "check that the folder is a complete Hugging Face model folder".into()
@@ -218,6 +233,9 @@ impl Error {
             Error::Overflow { .. } => "use --dtype bf16, which has f32's range".into(),
             Error::Tokenizer { .. } => {
                 "shrink reads tokenizer.json; transformers writes one with AutoTokenizer(...).save_pretrained".into()
+            }
+            Error::OutputRefused { .. } => {
+                "name a new folder for the output; --force replaces only what shrink wrote".into()
             }
             Error::OutputExists { .. } => "choose another folder or pass --force to replace it".into(),
             Error::Hub(error) => return error.hint(),

@@ -1,13 +1,10 @@
 //! Writing a converted model: the donor's folder with latent tensors in place of `W_k` and `W_v`.
 //!
-//! Everything is written to a temporary sibling, synced, and renamed: an interrupted or failed conversion leaves
-//! nothing behind, and an existing folder is replaced only when the new one is complete.
+//! How the folder appears whole or not at all is [`Output`]'s business.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
-use std::fs::File;
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use mla_core::{Matrix, Slot, WeightMap, WeightSource};
 use safetensors::{SafeTensorError, View};
@@ -17,10 +14,11 @@ use crate::checkpoint::Dtype;
 use crate::error::Error;
 use crate::mla::MlaSection;
 use crate::model::Model;
+use crate::output::{Output, sync};
 use crate::spec::{Layout, TensorSpec};
 
 /// Files of the donor that are copied byte for byte where they exist.
-const COPIED: [&str; 10] = [
+const COPIED: [&str; 16] = [
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -28,9 +26,15 @@ const COPIED: [&str; 10] = [
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
+    "tekken.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "USE_POLICY.md",
 ];
 
 /// What to write.
@@ -62,36 +66,30 @@ pub struct Written {
 /// Writes a converted model folder. `on_bytes` hears of progress: bytes done, bytes in all.
 ///
 /// # Errors
-/// When the folder exists and `force` is not set, a weight is not finite or overflows the type, or the disk fails.
-/// Nothing is left behind then, and an existing folder is as it was.
+/// When a weight is not finite or overflows the type, or the disk fails. Nothing is left behind then, and an existing
+/// folder is as it was.
 ///
 /// # Panics
 /// If a latent layer lacks a factor, a factor has another size than the section says, or one is given for a part of a
 /// fused tensor that stays fused.
 pub fn write_folder(
     plan: &FolderPlan<'_>,
-    out: &Path,
-    force: bool,
+    output: Output,
     on_bytes: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Written, Error> {
-    if out.exists() && !force {
-        return Err(Error::OutputExists { path: out.into() });
-    }
     let tensors = plan.tensors()?;
-    let staging = Staging::new(out)?;
-    write_file(&staging.path().join("config.json"), &plan.config_json())?;
-    let written = write_weights(plan, &tensors, staging.path(), on_bytes)?;
+    output.write("config.json", &plan.config_json())?;
+    let written = write_weights(plan, &tensors, &output, on_bytes)?;
     for name in COPIED {
         let from = plan.donor.folder().join(name);
         if from.exists() {
-            let bytes = std::fs::read(&from).map_err(Error::io("read", &from))?;
-            write_file(&staging.path().join(name), &bytes)?;
+            output.write(name, &std::fs::read(&from).map_err(Error::io("read", &from))?)?;
         }
     }
     for (name, bytes) in &plan.extra {
-        write_file(&staging.path().join(name), bytes)?;
+        output.write(name, bytes)?;
     }
-    staging.publish(out)?;
+    output.publish()?;
     Ok(written)
 }
 
@@ -186,13 +184,15 @@ impl Pending<'_> {
                 let tensor = checkpoint.get(key).expect("the donor's tensors were found when it was opened");
                 let stored = checkpoint.dtype(key, tensor)?;
                 let bytes = checkpoint.read(tensor)?;
+                if let Some((index, value)) = stored.first_not_finite(&bytes) {
+                    return Err(donor.not_finite(key, index, value));
+                }
+                if stored == self.dtype {
+                    return Ok(bytes);
+                }
                 let mut values = Vec::with_capacity(bytes.len() / stored.bytes());
                 stored.decode(&bytes, &mut values);
-                check_finite(donor, key, &values)?;
-                match stored == self.dtype {
-                    true => Ok(bytes),
-                    false => self.cast(&values),
-                }
+                self.cast(&values)
             }
         }
     }
@@ -267,7 +267,7 @@ impl View for Lazy<'_> {
 fn write_weights(
     plan: &FolderPlan<'_>,
     tensors: &[Pending<'_>],
-    folder: &Path,
+    output: &Output,
     on_bytes: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Written, Error> {
     let total: u64 = tensors.iter().map(Pending::bytes).sum();
@@ -284,7 +284,7 @@ fn write_weights(
     };
     let mut weight_map = Map::new();
     for (number, shard) in shards.iter().enumerate() {
-        let path = folder.join(name(number));
+        let path = output.path().join(name(number));
         let views = shard.iter().map(|&tensor| {
             (tensor.key.as_str(), Lazy { tensor, donor: plan.donor, failure: &failure, on_done: &on_done })
         });
@@ -294,13 +294,13 @@ fn write_weights(
             return Err(error);
         }
         result.map_err(|e| write_error(e, &path))?;
-        share(&path, &folder.join("config.json"))?;
+        share(&path, &output.path().join("config.json"))?;
         sync(&path)?;
         weight_map.extend(shard.iter().map(|tensor| (tensor.key.clone(), name(number).into())));
     }
     if shards.len() > 1 {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-        write_file(&folder.join("model.safetensors.index.json"), &pretty(&index))?;
+        output.write("model.safetensors.index.json", &pretty(&index))?;
     }
     Ok(Written { weight_bytes: total, tensors: tensors.len() })
 }
@@ -336,73 +336,8 @@ fn pretty(value: &Value) -> Vec<u8> {
     text.into_bytes()
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
-    let mut file = File::create(path).map_err(Error::io("create", path))?;
-    file.write_all(bytes).map_err(Error::io("write", path))?;
-    file.sync_all().map_err(Error::io("sync", path))
-}
-
 /// Gives a file the permissions of another: the safetensors writer makes its files private.
 fn share(path: &Path, like: &Path) -> Result<(), Error> {
     let permissions = std::fs::metadata(like).map_err(Error::io("read", like))?.permissions();
     std::fs::set_permissions(path, permissions).map_err(Error::io("set permissions of", path))
-}
-
-fn sync(path: &Path) -> Result<(), Error> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(Error::io("sync", path))
-}
-
-/// A folder beside the output that is removed unless it is published.
-struct Staging {
-    path: PathBuf,
-}
-
-impl Staging {
-    fn new(out: &Path) -> Result<Self, Error> {
-        let parent = match out.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let name = out.file_name().unwrap_or(out.as_os_str()).to_string_lossy();
-        std::fs::create_dir_all(parent).map_err(Error::io("create", parent))?;
-        let path = parent.join(format!(".{name}.{}.partial", std::process::id()));
-        std::fs::create_dir(&path).map_err(Error::io("create", &path))?;
-        Ok(Self { path })
-    }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Renames the folder to `out`; one that is there is moved aside first and removed last.
-    fn publish(self, out: &Path) -> Result<(), Error> {
-        let aside = self.path.with_extension("replaced");
-        let replaces = out.exists();
-        if replaces {
-            std::fs::rename(out, &aside).map_err(Error::io("move aside", out))?;
-        }
-        if let Err(source) = std::fs::rename(&self.path, out) {
-            if replaces {
-                std::fs::rename(&aside, out).map_err(Error::io("restore", out))?;
-            }
-            return Err(Error::Io { action: "rename", path: out.into(), source });
-        }
-        if replaces {
-            let removed =
-                if aside.is_dir() { std::fs::remove_dir_all(&aside) } else { std::fs::remove_file(&aside) };
-            removed.map_err(Error::io("remove", &aside))?;
-        }
-        match out.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => sync(parent),
-            _ => sync(Path::new(".")),
-        }
-    }
-}
-
-impl Drop for Staging {
-    fn drop(&mut self) {
-        // After a publish the path is gone and there is nothing to remove; on a failure the first error is the one
-        // that counts.
-        drop(std::fs::remove_dir_all(&self.path));
-    }
 }

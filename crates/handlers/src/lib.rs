@@ -15,21 +15,23 @@ mod generation;
 pub mod hub;
 mod mla;
 mod model;
+mod output;
 mod registry;
 mod spec;
 mod tokenizer;
 
 pub use checkpoint::{Checkpoint, Dtype};
 pub use config_json::ConfigJson;
-pub use detect::native_mla;
+pub use detect::is_native_mla;
 pub use error::Error;
 pub use folder::{FolderPlan, Written, write_folder};
 pub use generation::GenerationConfig;
 pub use mla::{LayerRanks, MlaSection};
 pub use model::{Model, read_config};
+pub use output::{Existing, Output};
 pub use registry::{ModelHandler, Registry};
 pub use spec::{Layout, TensorSpec};
-pub use tokenizer::Tokenizer;
+pub use tokenizer::{Continuation, Tokenizer};
 
 /// The page on adding a model, so that its snippets are compiled and run with the doc tests.
 #[cfg(doctest)]

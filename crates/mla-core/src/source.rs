@@ -12,8 +12,8 @@ pub type SourceError = Box<dyn std::error::Error + Send + Sync + 'static>;
 
 /// Hands out the tensors of one model by [`Slot`].
 ///
-/// Loading a block asks for that block's slots only; dropping the block frees them. A memory-mapped checkpoint
-/// therefore streams, whatever its size.
+/// Loading a block asks for that block's slots only; dropping the block frees them. A checkpoint whose
+/// tensors are read when they are asked for therefore streams, whatever its size.
 pub trait WeightSource {
     /// The graph these weights belong to.
     fn config(&self) -> &DecoderConfig;

@@ -1,9 +1,9 @@
 //! `shrink check`.
 
 use calib::linalg::Mat64;
-use handlers::{Dtype, Model};
+use handlers::{ConfigJson, Dtype, MlaSection, Model};
 use mla_core::{LayerSlot, Matrix, Slot, WeightSource};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::args::CheckArgs;
 use crate::error::UserError;
@@ -26,7 +26,7 @@ struct Residual {
     bound: f64,
 }
 
-/// Verifies a converted folder. Opening it has already checked that every tensor is there in its shape.
+/// Verifies a converted folder. Opening it has already checked that every tensor is there, in its shape.
 pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
     let opened = session.open(&args.model)?;
     let model = &opened.model;
@@ -52,17 +52,20 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
     }
     task.finish();
     let failed: Vec<&Residual> = residuals.iter().filter(|r| r.residual > r.bound).collect();
+    let record = recorded_layers(model)?;
+    let unlike = record.as_ref().and_then(|layers| differs(layers, section));
     let worst = residuals.iter().map(|r| r.residual).fold(0.0, f64::max);
     let config = model.config();
     let cache_bytes = config.cached_numbers_total() * 2;
     let object = json!({
-        "ok": failed.is_empty(),
+        "ok": failed.is_empty() && unlike.is_none(),
         "tensors": model.specs().len(),
         "matrices_checked": residuals.len(),
         "worst_orthonormality": worst,
         "orthonormality": residuals.iter().map(|r| json!({ "key": r.key, "residual": r.residual, "bound": r.bound }))
             .collect::<Vec<_>>(),
         "layers": section.layers,
+        "record_agrees": record.as_ref().map(|_| unlike.is_none()),
         "compression_ratio": config.compression_ratio(),
         "cache_bytes_a_token": cache_bytes,
         "weight_bytes": model.checkpoint().file_bytes(),
@@ -80,11 +83,54 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
     for r in &failed {
         text += &format!("FAILED {}: |WᵀW − I| {:.1e}, bound {:.0e}\n", r.key, r.residual, r.bound);
     }
-    session.print(&object, &text)?;
-    match failed.len() {
-        0 => Ok(()),
-        failures => Err(UserError::CheckFailed { failures, checks: residuals.len() }.into()),
+    match &unlike {
+        Some(difference) => text += &format!("FAILED shrink.json: {difference}\n"),
+        None if record.is_some() => text += "shrink.json: the ranks of config.json\n",
+        None => {}
     }
+    session.print(&object, &text)?;
+    match failed.len() + usize::from(unlike.is_some()) {
+        0 => Ok(()),
+        failures => {
+            let checks = residuals.len() + usize::from(record.is_some());
+            Err(UserError::CheckFailed { failures, checks }.into())
+        }
+    }
+}
+
+/// The `layers` of `shrink.json`, `null` where it has none; `None` where the folder has no such file.
+fn recorded_layers(model: &Model) -> anyhow::Result<Option<Value>> {
+    let path = model.folder().join("shrink.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    Ok(Some(ConfigJson::read(&path)?.get("layers").cloned().unwrap_or(Value::Null)))
+}
+
+/// The first way in which the recorded layers are not those of `config.json`.
+fn differs(recorded: &Value, section: &MlaSection) -> Option<String> {
+    let layers = recorded.as_array().map_or(&[][..], Vec::as_slice);
+    if layers.len() != section.layers.len() {
+        return Some(format!("{} layers, config.json has {}", layers.len(), section.layers.len()));
+    }
+    let text = |[k, v]: [Option<u64>; 2]| match (k, v) {
+        (None, None) => "none".to_owned(),
+        (k, v) => [k, v].map(|d| d.map_or("none".into(), |d| d.to_string())).join(" and "),
+    };
+    let pairs = layers.iter().zip(&section.layers).enumerate();
+    pairs
+        .map(|(layer, (recorded, ranks))| {
+            let recorded = ["key", "value"].map(|part| recorded[part]["d_latent"].as_u64());
+            let ranks = match ranks {
+                Some(ranks) => [ranks.d_latent_k, ranks.d_latent_v].map(|d| Some(d as u64)),
+                None => [None; 2],
+            };
+            (layer, recorded, ranks)
+        })
+        .find(|(_, recorded, ranks)| recorded != ranks)
+        .map(|(layer, recorded, ranks)| {
+            format!("layer {layer} has latent widths {}, config.json {}", text(recorded), text(ranks))
+        })
 }
 
 fn stored(model: &Model, key: &str) -> anyhow::Result<Dtype> {

@@ -1,5 +1,6 @@
 //! `shrink convert`.
 
+use handlers::{Existing, Output};
 use mla_core::WeightSource;
 use serde_json::json;
 
@@ -9,29 +10,24 @@ use crate::{calibration, convert, report};
 
 /// Converts a donor and writes the result.
 pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
-    // What needs no work is refused before any is done.
+    // What can be refused is refused before anything is downloaded or computed.
     if args.output.exists() && !args.force {
         return Err(handlers::Error::OutputExists { path: args.output.clone() }.into());
     }
     let donor = session.open(&args.model)?;
     let width = convert::width(args.compression_ratio, args.d_latent)?;
     calib::Plan::new(donor.model.config(), width)?;
+    let existing = if args.force { Existing::Replace } else { Existing::Keep };
+    let output = Output::prepare(&args.output, existing, donor.model.folder())?;
     let calibration = calibration::load(session, &args.calibration, &donor.model)?;
     let conversion = convert::factors(session, &donor.model, width, calibration.as_ref())?;
     let request = convert::Request {
+        method: args.method,
         width,
         store_original_weights: args.store_original_weights,
         dtype: args.dtype.map(crate::args::StoreDtype::dtype),
     };
-    let written = convert::write(
-        session,
-        &donor,
-        &request,
-        calibration.as_ref(),
-        &conversion,
-        &args.output,
-        args.force,
-    )?;
+    let written = convert::write(session, &donor, &request, calibration.as_ref(), &conversion, output)?;
 
     let config = conversion.factors.config();
     let mean = |pick: fn(&calib::LayerReport) -> f64| {
@@ -42,8 +38,8 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     let layer = &conversion.layers[0];
     let object = json!({
         "output": args.output.display().to_string(),
-        "method": "separate",
-        "objective": "mse",
+        "method": request.method.name(),
+        "objective": convert::objective(calibration.as_ref()),
         "layers": config.n_layers(),
         "d_kv": config.d_kv(),
         "d_latent": layer.key.d_latent,

@@ -1,6 +1,6 @@
 //! `shrink demo`: the whole way on the bundled model.
 
-use std::path::Path;
+use std::ops::ControlFlow;
 
 use calib::Width;
 use calib::linalg::Mat64;
@@ -8,7 +8,7 @@ use handlers::{Model, Tokenizer};
 use mla_core::generate::{GenerateOptions, Sampling, generate};
 use mla_core::{Decoder, LayerSlot, Padding, Slot, WeightSource};
 use serde_json::json;
-use train::eval::{Pass, Windowing, compare, perplexity};
+use train::eval::{Pass, Windowing, compare};
 
 use crate::args::DemoArgs;
 use crate::calibration::{BUILTIN, Calibration, spread};
@@ -44,7 +44,7 @@ struct Line {
 
 /// Compresses the bundled model at 2x and 4x and shows what came of it.
 pub fn run(session: &Session, args: &DemoArgs) -> anyhow::Result<()> {
-    let folder = Unpacked::new()?;
+    let folder = unpack()?;
     let donor = Model::open(folder.path(), &session.registry)?;
     let tokenizer = Tokenizer::open(folder.path())?;
     let text = tokenizer.encode(HELDOUT)?;
@@ -120,14 +120,10 @@ struct Bench<'a> {
 impl Bench<'_> {
     fn measure(&self, name: &str, decoder: &Decoder, orthonormality: Option<f64>) -> anyhow::Result<Line> {
         let windowing = Windowing::Consecutive { length: WINDOW };
-        let mut task = self.session.ui.task(&format!("measuring {name}"), 2 * WINDOWS as u64);
-        let mut at = |done: usize, before: usize| task.at((before + done) as u64, 2 * WINDOWS as u64);
-        let scored =
-            perplexity(decoder, self.text, windowing, Some(WINDOWS), Pass::Full, &mut |done, _| at(done, 0))?;
+        let mut task = self.session.ui.task(&format!("measuring {name}"), WINDOWS as u64);
+        let mut on_window = |done: usize, total: usize| task.at(done as u64, total as u64);
         let gap =
-            compare(decoder, self.donor, self.text, windowing, Some(WINDOWS), Pass::Full, &mut |done, _| {
-                at(done, WINDOWS);
-            })?;
+            compare(decoder, self.donor, self.text, windowing, Some(WINDOWS), Pass::Full, &mut on_window)?;
         task.finish();
         let options = GenerateOptions {
             max_new_tokens: self.args.max_new_tokens,
@@ -135,48 +131,32 @@ impl Bench<'_> {
             ..Default::default()
         };
         let prompt = self.tokenizer.encode_prompt(PROMPT)?;
-        let generation = generate(decoder, &[prompt], &options, |_, _| {})?;
+        let generation =
+            generate(decoder, std::slice::from_ref(&prompt), &options, |_, _| ControlFlow::Continue(()))?;
         Ok(Line {
             name: name.into(),
-            perplexity: scored.perplexity,
+            perplexity: gap.model.perplexity,
             kl: gap.kl,
             top1: gap.top1_agreement,
             cache_bytes: decoder.cache(Padding::none(1), WINDOW).bytes(),
             orthonormality,
-            sample: self.tokenizer.decode(&generation.tokens[0])?,
+            sample: self.tokenizer.decode_after(&prompt, &generation.tokens[0])?,
         })
     }
 }
 
-/// The bundled model in a temporary folder of its own, removed at the end.
-struct Unpacked {
-    path: std::path::PathBuf,
-}
-
-impl Unpacked {
-    fn new() -> anyhow::Result<Self> {
-        let path = std::env::temp_dir().join(format!("shrink-demo-{}", std::process::id()));
-        let io = |path: &Path| {
-            let path = path.to_path_buf();
-            move |source| handlers::Error::Io { action: "create", path, source }
-        };
-        std::fs::create_dir_all(&path).map_err(io(&path))?;
-        let unpacked = Self { path };
-        for (name, bytes) in FILES {
-            let file = unpacked.path.join(name);
-            std::fs::write(&file, bytes).map_err(io(&file))?;
-        }
-        Ok(unpacked)
+/// The bundled model in a temporary folder that is this user's alone and goes when it is dropped.
+fn unpack() -> anyhow::Result<tempfile::TempDir> {
+    let folder = tempfile::Builder::new().prefix("shrink-demo-").tempdir().map_err(|source| {
+        handlers::Error::Io { action: "create a folder in", path: std::env::temp_dir(), source }
+    })?;
+    for (name, bytes) in FILES {
+        let path = folder.path().join(name);
+        std::fs::write(&path, bytes).map_err(|source| handlers::Error::Io {
+            action: "write",
+            path,
+            source,
+        })?;
     }
-
-    fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-impl Drop for Unpacked {
-    fn drop(&mut self) {
-        // A folder left in the temporary directory is untidy and no more.
-        drop(std::fs::remove_dir_all(&self.path));
-    }
+    Ok(folder)
 }

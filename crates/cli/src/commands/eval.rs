@@ -2,7 +2,7 @@
 
 use mla_core::{Decoder, Padding};
 use serde_json::json;
-use train::eval::{Pass, Windowing, compare, perplexity};
+use train::eval::{CacheSize, Pass, Windowing, cache_sizes, compare, perplexity};
 
 use crate::args::EvalArgs;
 use crate::error::UserError;
@@ -18,9 +18,17 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
     let model = session.load(&opened.model)?;
     let pass = if args.through_cache { Pass::ThroughCache } else { Pass::Full };
 
+    let donor = donor.map(|opened| session.load(&opened.model).map(|model| (opened, model))).transpose()?;
+
     let mut task = session.ui.task("scoring windows", 0);
     let mut on_window = |done: usize, total: usize| task.at(done as u64, total as u64);
-    let scored = perplexity(&model, &tokens, windowing, args.windows, pass, &mut on_window)?;
+    let (scored, gap) = match &donor {
+        None => (perplexity(&model, &tokens, windowing, args.windows, pass, &mut on_window)?, None),
+        Some((_, donor)) => {
+            let gap = compare(&model, donor, &tokens, windowing, args.windows, pass, &mut on_window)?;
+            (gap.model.clone(), Some(gap))
+        }
+    };
     task.finish();
     let cache = cache(&model, args.max_length);
     let mut object = json!({
@@ -33,24 +41,19 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
         "stride": args.stride,
         "through_cache": args.through_cache,
         "compression_ratio": model.config().compression_ratio(),
-        "cache": cache,
+        "cache": { "tokens": args.max_length, "dtype": "f32", "bytes": cache.model_bytes, "donor_bytes": cache.donor_bytes },
     });
     let mut text = format!(
-        "perplexity {:.3}  ({} tokens in {} windows of {})\ncache of {} tokens as allocated: {} (donor {})\n",
+        "perplexity {:.3}  ({} tokens in {} windows of {})\ncache of {} tokens as allocated, f32: {} (donor {})\n",
         scored.perplexity,
         scored.tokens,
         scored.windows,
         args.max_length,
         args.max_length,
-        report::bytes(cache["bytes"].as_u64().unwrap_or(0)),
-        report::bytes(cache["donor_bytes"].as_u64().unwrap_or(0)),
+        report::bytes(cache.model_bytes),
+        report::bytes(cache.donor_bytes),
     );
-    if let Some(donor) = donor {
-        let donor_model = session.load(&donor.model)?;
-        let mut task = session.ui.task("comparing windows", 0);
-        let mut on_window = |done: usize, total: usize| task.at(done as u64, total as u64);
-        let gap = compare(&model, &donor_model, &tokens, windowing, args.windows, pass, &mut on_window)?;
-        task.finish();
+    if let (Some((donor, _)), Some(gap)) = (&donor, gap) {
         object["against"] = json!({
             "model": donor.name(),
             "perplexity": gap.donor_perplexity,
@@ -81,18 +84,16 @@ fn windowing(args: &EvalArgs) -> Result<Windowing, UserError> {
     }
     match args.stride {
         None => Ok(Windowing::Consecutive { length }),
-        Some(stride) if (1..=length).contains(&stride) => Ok(Windowing::Strided { length, stride }),
-        Some(stride) => Err(flag("--stride", stride, format!("from 1 to --max-length = {length}"))),
+        Some(stride) if (1..length).contains(&stride) => Ok(Windowing::Strided { length, stride }),
+        Some(stride) => {
+            Err(flag("--stride", stride, format!("at least 1 and less than --max-length = {length}")))
+        }
     }
 }
 
-/// What a cache of one window takes, read off caches that are really allocated.
-fn cache(model: &Decoder, tokens: usize) -> serde_json::Value {
-    let device = model.device();
-    let bytes = |config| mla_core::Cache::new(config, Padding::none(1), tokens, &device).bytes();
-    json!({
-        "tokens": tokens,
-        "bytes": bytes(model.config()),
-        "donor_bytes": bytes(&model.config().donor()),
-    })
+/// What a cache of one window takes: read off one that is really allocated, beside the donor's by the formula.
+fn cache(model: &Decoder, tokens: usize) -> CacheSize {
+    let allocated = model.cache(Padding::none(1), tokens).bytes() as u64;
+    let by_formula = cache_sizes(model.config(), &[tokens], 1, std::mem::size_of::<f32>())[0];
+    CacheSize { model_bytes: allocated, ..by_formula }
 }

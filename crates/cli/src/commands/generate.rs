@@ -1,8 +1,9 @@
 //! `shrink generate`.
 
 use std::io::Read;
+use std::ops::ControlFlow;
 
-use handlers::Tokenizer;
+use handlers::{Continuation, Tokenizer};
 use mla_core::generate::{GenerateOptions, Generation, Sampling, generate};
 use serde_json::{Value, json};
 
@@ -26,13 +27,14 @@ pub fn run(session: &Session, args: &GenerateArgs) -> anyhow::Result<()> {
     };
     let begun = std::time::Instant::now();
     let streams = !session.json && prompts.len() == 1;
-    let mut stream = Stream::new(session, &tokenizer, streams.then(|| prompts[0].clone()));
-    let generation = generate(&decoder, &ids, &options, |_, token| stream.push(token))?;
-    stream.end()?;
+    let mut stream = streams.then(|| Stream::new(session, &prompts[0], tokenizer.continuation(&ids[0])));
+    let generation = generate(&decoder, &ids, &options, |_, token| match &mut stream {
+        Some(stream) => stream.push(token),
+        None => ControlFlow::Continue(()),
+    })?;
+    stream.map_or(Ok(()), Stream::end)?;
     let elapsed_s = begun.elapsed().as_secs_f64();
 
-    let completions: Vec<String> =
-        generation.tokens.iter().map(|t| tokenizer.decode(t)).collect::<Result<_, _>>()?;
     if streams {
         let tokens = generation.tokens[0].len();
         session.ui.note(&format!(
@@ -43,6 +45,9 @@ pub fn run(session: &Session, args: &GenerateArgs) -> anyhow::Result<()> {
         ));
         return Ok(());
     }
+    let rows = ids.iter().zip(&generation.tokens);
+    let completions: Vec<String> =
+        rows.map(|(prompt, new)| tokenizer.decode_after(prompt, new)).collect::<Result<_, _>>()?;
     let text: String = prompts.iter().zip(&completions).map(|(p, c)| format!("{p}{c}\n")).collect();
     session.print(&object(&prompts, &completions, &generation, elapsed_s), &text)
 }
@@ -54,6 +59,7 @@ fn object(prompts: &[String], completions: &[String], generation: &Generation, e
             "prompt": prompts[i],
             "completion": completions[i],
             "tokens": generation.tokens[i],
+            "finish_reason": generation.finish[i].name(),
         })
     };
     let mut object = match prompts.len() {
@@ -72,18 +78,28 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling, UserError> {
     if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
         return Err(flag("--temperature", args.temperature.to_string(), "a number from 0 up"));
     }
-    if !(args.top_p > 0.0 && args.top_p <= 1.0) {
-        return Err(flag("--top-p", args.top_p.to_string(), "above 0, at most 1"));
+    let top_p = args.top_p.unwrap_or(1.0);
+    if !(top_p > 0.0 && top_p <= 1.0) {
+        return Err(flag("--top-p", top_p.to_string(), "above 0, at most 1"));
     }
     if args.top_k == Some(0) {
         return Err(flag("--top-k", "0".into(), "at least 1"));
     }
-    Ok(match args.temperature {
-        0.0 => Sampling::Greedy,
-        temperature => {
-            Sampling::Random { temperature, top_k: args.top_k, top_p: args.top_p, seed: args.seed }
+    if args.temperature > 0.0 {
+        let seed = args.seed.unwrap_or(0);
+        return Ok(Sampling::Random { temperature: args.temperature, top_k: args.top_k, top_p, seed });
+    }
+    let idle = [
+        ("--top-p", args.top_p.map(|p| p.to_string())),
+        ("--top-k", args.top_k.map(|k| k.to_string())),
+        ("--seed", args.seed.map(|seed| seed.to_string())),
+    ];
+    match idle.into_iter().find_map(|(name, given)| Some((name, given?))) {
+        Some((name, given)) => {
+            Err(flag(name, given, "a --temperature above 0 with it: at 0 nothing is drawn"))
         }
-    })
+        None => Ok(Sampling::Greedy),
+    }
 }
 
 fn read_prompt(prompt: &str) -> Result<String, UserError> {
@@ -96,58 +112,45 @@ fn read_prompt(prompt: &str) -> Result<String, UserError> {
     Ok(text.trim_end_matches('\n').into())
 }
 
-/// Prints a text while it grows: whole characters only, since a token may be part of one.
+/// Prints a text while it grows.
 ///
 /// The prompt comes with the first token, so that a prompt which is refused leaves stdout empty.
 struct Stream<'a> {
     session: &'a Session,
-    tokenizer: &'a Tokenizer,
-    on: bool,
-    prompt: Option<String>,
-    tokens: Vec<u32>,
-    printed: usize,
+    prompt: Option<&'a str>,
+    continuation: Continuation<'a>,
     failure: Option<anyhow::Error>,
 }
 
 impl<'a> Stream<'a> {
-    fn new(session: &'a Session, tokenizer: &'a Tokenizer, prompt: Option<String>) -> Self {
-        let on = prompt.is_some();
-        Self { session, tokenizer, on, prompt, tokens: Vec::new(), printed: 0, failure: None }
+    fn new(session: &'a Session, prompt: &'a str, continuation: Continuation<'a>) -> Self {
+        Self { session, prompt: Some(prompt), continuation, failure: None }
     }
 
-    fn push(&mut self, token: u32) {
-        if !self.on || self.failure.is_some() {
-            return;
-        }
-        self.tokens.push(token);
-        if let Err(error) = self.print_new(false) {
-            self.failure = Some(error);
-        }
-    }
-
-    fn print_new(&mut self, at_end: bool) -> anyhow::Result<()> {
-        if let Some(prompt) = self.prompt.take() {
-            self.session.write(&prompt)?;
-        }
-        let text = self.tokenizer.decode(&self.tokens)?;
-        if text.ends_with('\u{FFFD}') && !at_end {
-            return Ok(());
-        }
-        if let Some(new) = text.get(self.printed..) {
-            self.session.write(new)?;
-            self.printed = text.len();
-        }
-        Ok(())
-    }
-
-    fn end(mut self) -> anyhow::Result<()> {
-        match self.failure.take() {
-            Some(error) => Err(error),
-            None if self.on => {
-                self.print_new(true)?;
-                self.session.write("\n")
+    /// Breaks the generation off when nobody reads any more.
+    fn push(&mut self, token: u32) -> ControlFlow<()> {
+        match self.print(token) {
+            Ok(()) => ControlFlow::Continue(()),
+            Err(error) => {
+                self.failure = Some(error);
+                ControlFlow::Break(())
             }
-            None => Ok(()),
         }
+    }
+
+    fn print(&mut self, token: u32) -> anyhow::Result<()> {
+        if let Some(prompt) = self.prompt.take() {
+            self.session.write(prompt)?;
+        }
+        let new = self.continuation.push(token)?;
+        if new.is_empty() { Ok(()) } else { self.session.write(&new) }
+    }
+
+    fn end(self) -> anyhow::Result<()> {
+        if let Some(error) = self.failure {
+            return Err(error);
+        }
+        let rest = self.continuation.finish()?;
+        self.session.write(&format!("{}{rest}\n", self.prompt.unwrap_or_default()))
     }
 }

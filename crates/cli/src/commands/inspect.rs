@@ -1,8 +1,9 @@
 //! `shrink inspect`.
 
+use std::path::Path;
+
 use calib::{Plan, Width};
-use handlers::hub::Need;
-use handlers::{ConfigJson, MlaSection, read_config};
+use handlers::{ConfigJson, MlaSection, TensorSpec, read_config};
 use mla_core::DecoderConfig;
 use mla_core::decoder::PositionKind;
 use serde_json::{Value, json};
@@ -16,31 +17,50 @@ const ELEMENT_BYTES: usize = 2;
 
 /// Describes a model from its configuration; no weights are read.
 pub fn run(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
-    let found = session.find(&args.model, Need::ConfigOnly)?;
-    let (json_config, config, section) = read_config(&found.path, &session.registry)?;
+    let path = session.find_config(&args.model)?;
+    let (json_config, config, section) = read_config(&path, &session.registry)?;
     let family = json_config.text_or("model_type", "")?.to_owned();
-    let mut object = describe(&family, &config);
-    let mut text = sentences(&family, &config);
+    let donor = session.registry.handler(&json_config)?.tensors(&config.donor());
+    let specs = section.as_ref().map_or(donor.clone(), |section| section.tensors(&donor, &config));
+    let parameters = parameters(&specs);
+    let mut object = describe(&family, &config, parameters);
+    let mut text = sentences(&family, &config, parameters);
     match section {
         Some(section) => {
             object["mla"] = json!(section);
-            let layers = recorded_layers(&found.path)?;
+            let layers = recorded_layers(&path)?;
             text += &converted(&config, &section, &layers);
             object["layers"] = layers;
         }
         None => {
-            let choices = choices(&config, &args.compression_ratio)?;
+            let d_kv = config.d_kv();
+            let (beyond, asked): (Vec<f64>, Vec<f64>) =
+                args.compression_ratio.iter().partition(|&&ratio| ratio > d_kv as f64);
+            let choices = choices(&config, &asked)?;
             text += &format!("methods that apply: separate\n\n{}", choices_table(&choices));
+            if !beyond.is_empty() {
+                let ratios = beyond.iter().map(|ratio| format!("{ratio}x")).collect::<Vec<_>>().join(", ");
+                text += &format!("left out, beyond d_kv = {d_kv}: {ratios}\n");
+            }
             object["methods"] = json!(["separate"]);
             object["choices"] = json!(choices);
+            object["beyond_d_kv"] = json!(beyond);
         }
     }
     session.print(&object, &text)
 }
 
-fn describe(family: &str, config: &DecoderConfig) -> Value {
+/// Numbers in the table's tensors; a fused one, which several specs share, counts once.
+fn parameters(specs: &[TensorSpec]) -> u64 {
+    let mut seen = std::collections::HashSet::new();
+    let whole = specs.iter().filter(|spec| seen.insert(spec.key.as_str()));
+    whole.map(|spec| spec.shape.iter().fold(1, |product: u64, &n| product.saturating_mul(n as u64))).sum()
+}
+
+fn describe(family: &str, config: &DecoderConfig, parameters: u64) -> Value {
     json!({
         "family": family,
+        "parameters": parameters,
         "attention": config.sharing().to_string(),
         "n_layers": config.n_layers(),
         "d_model": config.d_model,
@@ -56,7 +76,7 @@ fn describe(family: &str, config: &DecoderConfig) -> Value {
     })
 }
 
-fn sentences(family: &str, config: &DecoderConfig) -> String {
+fn sentences(family: &str, config: &DecoderConfig, parameters: u64) -> String {
     let position = match &config.position {
         PositionKind::Learned => "learned positions".to_owned(),
         PositionKind::Rope(rope) => format!("RoPE, theta {}", rope.theta),
@@ -67,10 +87,11 @@ fn sentences(family: &str, config: &DecoderConfig) -> String {
         _ => String::new(),
     };
     format!(
-        "{family}: {sharing}, {layers} layers, d_model {d_model}\n\
+        "{family}: {sharing}, {layers} layers, d_model {d_model}, {parameters} parameters\n\
          {heads} query heads, {kv} kv heads of {d_head}: d_kv {d_kv}\n\
          {position}, context {context}{window}\n\
          cache a token, 16 bit: {cache}\n",
+        parameters = count(parameters),
         sharing = config.sharing(),
         layers = config.n_layers(),
         d_model = config.d_model,
@@ -83,23 +104,35 @@ fn sentences(family: &str, config: &DecoderConfig) -> String {
     )
 }
 
+/// A number in the largest unit that keeps a digit before the point: `999`, `134.52 M`, `7.62 B`.
+fn count(n: u64) -> String {
+    let units = [(1e9, "B"), (1e6, "M"), (1e3, "K")];
+    match units.into_iter().find(|&(unit, _)| n as f64 >= unit) {
+        Some((unit, name)) => format!("{:.2} {name}", n as f64 / unit),
+        None => n.to_string(),
+    }
+}
+
 /// What a ratio would give.
 #[derive(serde::Serialize)]
 struct Choice {
+    /// The ratio that the user named.
+    asked: f64,
+    /// The ratio that whole latent numbers give.
     compression_ratio: f64,
     d_latent: usize,
     cache_bytes_a_token: usize,
     cache_bytes_4096: u64,
 }
 
-/// Ratios beyond d_kv are left out of the table; one below 1, or that is no number, is an error.
+/// A ratio below 1, or that is no number, is an error.
 fn choices(config: &DecoderConfig, ratios: &[f64]) -> anyhow::Result<Vec<Choice>> {
     let mut choices = Vec::new();
-    let beyond = |ratio: f64| ratio > config.d_kv() as f64;
-    for &ratio in ratios.iter().filter(|&&ratio| !beyond(ratio)) {
+    for &ratio in ratios {
         let plan = Plan::new(config, Width::Ratio(ratio))?;
         let converted = plan.apply(config);
         choices.push(Choice {
+            asked: ratio,
             compression_ratio: converted.compression_ratio(),
             d_latent: plan.d_latent,
             cache_bytes_a_token: converted.cached_numbers_total() * ELEMENT_BYTES,
@@ -122,9 +155,12 @@ fn choices_table(choices: &[Choice]) -> String {
     table(&["ratio", "d_latent", "a token", "4096 tokens"], &rows)
 }
 
-/// The layers of `shrink.json`; `null` where the folder has none.
-fn recorded_layers(folder: &std::path::Path) -> anyhow::Result<Value> {
-    let path = folder.join("shrink.json");
+/// The layers of the `shrink.json` beside a configuration; `null` where there is none.
+fn recorded_layers(config: &Path) -> anyhow::Result<Value> {
+    let path = match config.is_dir() {
+        true => config.join("shrink.json"),
+        false => config.with_file_name("shrink.json"),
+    };
     if !path.exists() {
         return Ok(Value::Null);
     }

@@ -1,9 +1,6 @@
 //! `shrink memory`.
 
-use std::path::Path;
-
 use calib::{Plan, Width};
-use handlers::hub::Need;
 use handlers::read_config;
 use mla_core::DecoderConfig;
 use serde_json::json;
@@ -30,6 +27,15 @@ pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
     let config = config(session, args)?;
     let element_bytes = args.dtype.dtype().bytes();
     let sizes = cache_sizes(&config, &args.sequence_lengths, args.batch_size, element_bytes);
+    // A product that is too large stops at the largest number there is.
+    if let Some(size) = sizes.iter().find(|size| size.donor_bytes.max(size.model_bytes) == u64::MAX) {
+        let (flag, found) = match args.batch_size > size.tokens {
+            true => ("--batch-size", args.batch_size),
+            false => ("--sequence-lengths", size.tokens),
+        };
+        let expected = "a cache of fewer than 2^64 bytes".into();
+        return Err(UserError::Flag { flag, found: found.to_string(), expected }.into());
+    }
     let saved = |size: &CacheSize| size.donor_bytes - size.model_bytes;
     let object = json!({
         "compression_ratio": config.compression_ratio(),
@@ -57,12 +63,7 @@ pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
 }
 
 fn config(session: &Session, args: &MemoryArgs) -> anyhow::Result<DecoderConfig> {
-    let file = Path::new(&args.model);
-    let path = match file.is_file() {
-        true => file.to_path_buf(),
-        false => session.find(&args.model, Need::ConfigOnly)?.path,
-    };
-    let (_, config, _) = read_config(&path, &session.registry)?;
+    let (_, config, _) = read_config(&session.find_config(&args.model)?, &session.registry)?;
     match args.compression_ratio {
         None => Ok(config),
         Some(ratio) => Ok(Plan::new(&config, Width::Ratio(ratio))?.apply(&config)),

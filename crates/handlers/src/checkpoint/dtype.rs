@@ -79,6 +79,19 @@ impl Dtype {
         }
     }
 
+    /// The first element that is NaN or infinite, found by its exponent without decoding the rest.
+    pub(crate) fn first_not_finite(self, bytes: &[u8]) -> Option<(usize, f32)> {
+        let saturated = |element: &[u8]| match self {
+            Dtype::F32 => element[3] & 0x7f == 0x7f && element[2] & 0x80 == 0x80,
+            Dtype::Bf16 => element[1] & 0x7f == 0x7f && element[0] & 0x80 == 0x80,
+            Dtype::F16 => element[1] & 0x7c == 0x7c,
+        };
+        let index = bytes.chunks_exact(self.bytes()).position(saturated)?;
+        let mut value = Vec::with_capacity(1);
+        self.decode(&bytes[index * self.bytes()..(index + 1) * self.bytes()], &mut value);
+        Some((index, value[0]))
+    }
+
     /// Little-endian elements, rounded to nearest.
     ///
     /// # Errors
@@ -121,6 +134,20 @@ mod tests {
             let mut back = Vec::new();
             dtype.decode(&dtype.encode(&values).expect("fits"), &mut back);
             assert_eq!(back, values, "{dtype:?}");
+        }
+    }
+
+    #[test]
+    fn the_first_element_that_is_no_number_is_found() {
+        for dtype in [Dtype::F32, Dtype::Bf16, Dtype::F16] {
+            let fine = dtype.encode(&[0.0, -1.0, 65_280.0, 1e-7]).expect("fits");
+            assert_eq!(dtype.first_not_finite(&fine), None, "{dtype:?}");
+            for bad in [f32::INFINITY, f32::NEG_INFINITY] {
+                let bytes = dtype.encode(&[1.0, 2.0, bad, f32::NAN]).expect("infinity is no overflow");
+                assert_eq!(dtype.first_not_finite(&bytes), Some((2, bad)), "{dtype:?}");
+            }
+            let nan = dtype.encode(&[f32::NAN]).expect("NaN is no overflow");
+            assert!(dtype.first_not_finite(&nan).is_some_and(|(index, value)| index == 0 && value.is_nan()));
         }
     }
 

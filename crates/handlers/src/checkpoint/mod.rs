@@ -1,4 +1,4 @@
-//! Safetensors checkpoints: one file or shards with an index, memory-mapped.
+//! Safetensors checkpoints: one file or shards with an index, read at their offsets.
 
 mod dtype;
 mod shards;

@@ -3,7 +3,7 @@
 use mla_core::decoder::{AttentionKind, Biases, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind};
 use mla_core::{DecoderConfig, LayerSlot, Part, Slot};
 
-use super::llama::{PartSlot, activation};
+use super::llama::{MAX_WIDTH, PartSlot, activation};
 use crate::config_json::ConfigJson;
 use crate::error::Error;
 use crate::registry::ModelHandler;
@@ -21,6 +21,9 @@ impl ModelHandler for Gpt2 {
         let (d_model, n_heads) = (json.size("n_embd")?, json.size("n_head")?);
         if !d_model.is_multiple_of(n_heads) {
             return Err(json.bad("n_head", format!("a divisor of n_embd = {d_model}"), &n_heads.into()));
+        }
+        if d_model > MAX_WIDTH {
+            return Err(json.bad("n_embd", format!("at most {MAX_WIDTH}"), &d_model.into()));
         }
         for (field, expected) in [("scale_attn_by_inverse_layer_idx", false), ("scale_attn_weights", true)] {
             if json.flag_or(field, expected)? != expected {

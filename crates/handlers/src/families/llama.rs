@@ -38,6 +38,9 @@ impl ModelHandler for Llama {
 /// Names the weight and the bias of one affine map or norm.
 pub(super) type PartSlot = fn(Part) -> LayerSlot;
 
+/// Heads together are never wider than this; with at most 10 000 layers, no count of cached numbers can overflow.
+pub(super) const MAX_WIDTH: usize = 1 << 24;
+
 /// What all LLaMA-like configurations have in common: pre-norm RMSNorm, rotary positions, a gated MLP, no biases, no
 /// sliding window.
 pub(super) fn skeleton(json: &ConfigJson) -> Result<DecoderConfig, Error> {
@@ -53,6 +56,9 @@ pub(super) fn skeleton(json: &ConfigJson) -> Result<DecoderConfig, Error> {
     }
     if d_head == 0 || !d_head.is_multiple_of(2) {
         return Err(bad("head_dim", "an even number (rotary pairs)".into()));
+    }
+    if n_heads * d_head > MAX_WIDTH {
+        return Err(bad("head_dim", format!("n_heads · d_head of at most {MAX_WIDTH}")));
     }
     let max_positions = json.size_or_none("max_position_embeddings")?.unwrap_or(2048);
     let rope = rope(json, max_positions)?;

@@ -1,6 +1,8 @@
 //! Generation: a batch is its prompts one by one, a sequence ends where it should, and a full cache refuses.
 
-use mla_core::generate::{GenerateError, GenerateOptions, Generation, Sampling, generate};
+use std::ops::ControlFlow;
+
+use mla_core::generate::{Finish, GenerateError, GenerateOptions, Generation, Sampling, generate};
 use mla_core::{CacheError, Decoder, Padding, WeightSource};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -13,7 +15,7 @@ fn greedy(max_new_tokens: usize) -> GenerateOptions {
 }
 
 fn run(decoder: &Decoder, prompts: &[Vec<u32>], options: &GenerateOptions) -> Generation {
-    generate(decoder, prompts, options, |_, _| {}).expect("a continuation")
+    generate(decoder, prompts, options, |_, _| ControlFlow::Continue(())).expect("a continuation")
 }
 
 /// Prompts of different lengths that, with eight tokens more, no dynamic scaling acts on.
@@ -109,8 +111,11 @@ fn a_stop_id_ends_its_sequence_and_is_no_part_of_it() {
     assert!(!free[1][..3].contains(&stop), "it comes first at step 3");
     let options = GenerateOptions { stop: vec![stop, 999], ..greedy(8) };
     let mut heard = vec![Vec::new(); prompts.len()];
-    let stopped =
-        generate(&decoder, &prompts, &options, |row, token| heard[row].push(token)).expect("it runs");
+    let stopped = generate(&decoder, &prompts, &options, |row, token| {
+        heard[row].push(token);
+        ControlFlow::Continue(())
+    })
+    .expect("it runs");
     for (row, free) in free.iter().enumerate() {
         let end = free.iter().position(|&token| token == stop).unwrap_or(free.len());
         assert_eq!(stopped.tokens[row], free[..end], "row {row}");
@@ -118,6 +123,42 @@ fn a_stop_id_ends_its_sequence_and_is_no_part_of_it() {
     assert_eq!(heard, stopped.tokens);
     let first = GenerateOptions { stop: vec![free[0][0]], ..greedy(8) };
     assert!(run(&decoder, &prompts[..1], &first).tokens[0].is_empty());
+}
+
+#[test]
+fn a_caller_that_breaks_off_gets_what_was_made_so_far() {
+    let decoder = load(&open("llama"));
+    let prompts = prompts("llama");
+    let whole = run(&decoder, &prompts, &greedy(8)).tokens;
+    let mut heard = 0;
+    let broken = generate(&decoder, &prompts, &greedy(8), |_, _| {
+        heard += 1;
+        if heard == 5 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })
+    .expect("it runs");
+    // Three rows: the fifth token is the second of row 1.
+    assert_eq!(heard, 5, "nothing comes after the break");
+    assert_eq!(broken.tokens, [&whole[0][..2], &whole[1][..2], &whole[2][..1]]);
+    assert_eq!(broken.finish, [Finish::Broken; 3]);
+}
+
+#[test]
+fn each_sequence_says_why_it_ended() {
+    let decoder = load(&open("llama"));
+    let prompts = prompts("llama");
+    let free = run(&decoder, &prompts, &greedy(8));
+    assert_eq!(free.finish, [Finish::Length; 3]);
+    let stop = free.tokens[1][3];
+    let stopped = run(&decoder, &prompts, &GenerateOptions { stop: vec![stop], ..greedy(8) });
+    for (row, free) in free.tokens.iter().enumerate() {
+        let expected = if free.contains(&stop) { Finish::Stop } else { Finish::Length };
+        assert_eq!(stopped.finish[row], expected, "row {row}");
+    }
+    // The context of GPT-2's twin is 48.
+    let decoder = load(&open("gpt2"));
+    assert_eq!(run(&decoder, &[vec![7; 40]], &greedy(100)).finish, [Finish::Context]);
+    assert_eq!(run(&decoder, &[vec![7; 40]], &greedy(8)).finish, [Finish::Length]);
+    assert_eq!(run(&decoder, &[vec![7; 40]], &greedy(0)).finish, [Finish::Length]);
 }
 
 #[test]
@@ -136,8 +177,9 @@ fn a_sequence_ends_where_the_context_does_and_the_cache_is_no_larger() {
 #[test]
 fn prompts_that_cannot_be_continued_are_named() {
     let decoder = load(&open("gpt2"));
-    let error =
-        |prompts: &[Vec<u32>]| generate(&decoder, prompts, &greedy(1), |_, _| {}).expect_err("refused");
+    let error = |prompts: &[Vec<u32>]| {
+        generate(&decoder, prompts, &greedy(1), |_, _| ControlFlow::Continue(())).expect_err("refused")
+    };
     assert_eq!(error(&[vec![1], vec![]]), GenerateError::EmptyPrompt { row: 1 });
     let unknown = GenerateError::UnknownToken { row: 1, token: 264, vocab_size: 264 };
     assert_eq!(error(&[vec![263], vec![0, 264]]), unknown);
@@ -145,7 +187,7 @@ fn prompts_that_cannot_be_continued_are_named() {
         let long = GenerateError::PromptTooLong { prompt_tokens, max_positions: 48 };
         assert_eq!(error(&[vec![1], vec![1; prompt_tokens]]), long);
     }
-    assert!(generate(&decoder, &[vec![1; 47]], &greedy(1), |_, _| {}).is_ok());
+    assert!(generate(&decoder, &[vec![1; 47]], &greedy(1), |_, _| ControlFlow::Continue(())).is_ok());
 }
 
 #[test]
@@ -185,6 +227,7 @@ fn logits_that_are_no_numbers_are_an_error_and_not_a_token() {
         mla_core::Matrix::new(1, width, vec![f32::NAN; width]),
     );
     let decoder = load(&patch.over(&model));
-    let error = generate(&decoder, &prompts("llama"), &greedy(4), |_, _| {}).expect_err("no token");
+    let error = generate(&decoder, &prompts("llama"), &greedy(4), |_, _| ControlFlow::Continue(()))
+        .expect_err("no token");
     assert_eq!(error, GenerateError::NotFinite { row: 0, token: 0 });
 }

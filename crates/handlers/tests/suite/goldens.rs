@@ -3,6 +3,8 @@
 //! The reference computes in f32 as we do; logits of the twins are a few units large, so that 2e-4 is a few hundred
 //! roundings, and a mistake (`sensitivity.rs`) is at least fifty times larger.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::Device;
 use handlers::{Model, Registry};
 use mla_core::decoder::frame;
@@ -120,8 +122,9 @@ fn dynamic_rope_stretches_each_row_of_a_batch_as_if_it_were_alone() {
         assert_close(&cached[row][real], &alone, OURSELVES, &format!("row {row} through the cache"));
     }
     let options = GenerateOptions { max_new_tokens: 8, ..GenerateOptions::default() };
-    let run =
-        |prompts: &[Vec<u32>]| generate(&decoder, prompts, &options, |_, _| {}).expect("it runs").tokens;
+    let run = |prompts: &[Vec<u32>]| {
+        generate(&decoder, prompts, &options, |_, _| ControlFlow::Continue(())).expect("it runs").tokens
+    };
     let together = run(&prompts);
     for (row, prompt) in prompts.iter().enumerate() {
         assert_eq!(together[row], run(std::slice::from_ref(prompt))[0], "row {row}");
@@ -212,6 +215,7 @@ fn the_demo_model_continues_its_prompt_as_transformers_does() {
     let decoder = load(&model);
     let expected = ids("ids");
     let options = GenerateOptions { max_new_tokens: expected.len(), ..GenerateOptions::default() };
-    let ours = generate(&decoder, &[ids("prompt_ids")], &options, |_, _| {}).expect("a continuation");
+    let ours = generate(&decoder, &[ids("prompt_ids")], &options, |_, _| ControlFlow::Continue(()))
+        .expect("a continuation");
     assert_eq!(ours.tokens[0], expected);
 }

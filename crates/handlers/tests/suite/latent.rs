@@ -1,5 +1,7 @@
 //! Latent attention against the attention it replaces, and its cache against no cache.
 
+use std::ops::ControlFlow;
+
 use handlers::Model;
 use mla_core::decoder::AttentionKind;
 use mla_core::generate::{GenerateOptions, generate};
@@ -76,9 +78,10 @@ fn generation_from_the_latent_cache_equals_the_pass_without_a_cache() {
         for (kind, factors) in [("exact", exact(&model)), ("half", random(&model, half, half, 5))] {
             let decoder = load(&factors.over(&model));
             let options = GenerateOptions { max_new_tokens: 64, ..GenerateOptions::default() };
-            let tokens = generate(&decoder, std::slice::from_ref(&prompt), &options, |_, _| {})
-                .expect("a continuation")
-                .tokens;
+            let tokens =
+                generate(&decoder, std::slice::from_ref(&prompt), &options, |_, _| ControlFlow::Continue(()))
+                    .expect("a continuation")
+                    .tokens;
             let room = model.config().max_positions - prompt.len();
             assert_eq!(tokens[0].len(), room.min(64), "{name}");
             let fed = [&prompt[..], &tokens[0][..tokens[0].len() - 1]].concat();

@@ -1,7 +1,9 @@
 //! A family that another project brings: one handler, and everything else serves it.
 
 use handlers::families::Llama;
-use handlers::{ConfigJson, Error, FolderPlan, Model, ModelHandler, Registry, TensorSpec, write_folder};
+use handlers::{
+    ConfigJson, Error, Existing, FolderPlan, Model, ModelHandler, Output, Registry, TensorSpec, write_folder,
+};
 use mla_core::DecoderConfig;
 
 use crate::conversion::{exact, section};
@@ -71,8 +73,10 @@ fn a_registered_family_opens_and_converts_like_ours() {
         extra: Vec::new(),
         max_shard_bytes: u64::MAX,
     };
-    let out = scratch.path("converted");
-    write_folder(&plan, &out, false, &|_, _| {}).expect("it is written");
+    let elsewhere = Scratch::empty();
+    let out = elsewhere.path("converted");
+    let output = Output::prepare(&out, Existing::Keep, model.folder()).expect("a place");
+    write_folder(&plan, output, &|_, _| {}).expect("it is written");
     let converted = Model::open(&out, &registry()).expect("a converted model");
     assert!(converted.checkpoint().get("acme.2.mixer.mla.w_down_k").is_some());
     assert_eq!(logits(&load(&converted), ids), logits(&load(&factors.over(&model)), ids));

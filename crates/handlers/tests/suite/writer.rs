@@ -5,7 +5,7 @@ mod layout;
 
 use std::path::{Path, PathBuf};
 
-use handlers::{Dtype, Error, FolderPlan, Model, Registry, Written, write_folder};
+use handlers::{Dtype, Error, Existing, FolderPlan, Model, Output, Registry, Written, write_folder};
 use mla_core::{LayerSlot, Slot, WeightMap, WeightSource};
 
 use crate::conversion::{exact, exact_where, random, section};
@@ -24,7 +24,7 @@ fn plan<'a>(donor: &'a Model, factors: &'a WeightMap) -> FolderPlan<'a> {
 }
 
 fn write(plan: &FolderPlan<'_>, out: &Path) -> Result<Written, Error> {
-    write_folder(plan, out, false, &|_, _| {})
+    write_folder(plan, Output::prepare(out, Existing::Keep, plan.donor.folder())?, &|_, _| {})
 }
 
 fn reopen(path: &Path) -> Model {
@@ -160,8 +160,8 @@ fn written_is_what_was_written_and_progress_ends_there() {
     let scratch = Scratch::empty();
     let heard = std::sync::Mutex::new(Vec::new());
     let on_bytes = |done, all| heard.lock().expect("no panic").push((done, all));
-    let report =
-        write_folder(&plan(&donor, &factors), &place(&scratch), false, &on_bytes).expect("it is written");
+    let output = Output::prepare(&place(&scratch), Existing::Keep, donor.folder()).expect("a place");
+    let report = write_folder(&plan(&donor, &factors), output, &on_bytes).expect("it is written");
     let tensors = read_tensors(&place(&scratch).join("model.safetensors"));
     assert_eq!(report.tensors, tensors.len());
     assert_eq!(report.weight_bytes, tensors.values().map(|t| t.bytes.len() as u64).sum::<u64>());

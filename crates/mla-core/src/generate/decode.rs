@@ -1,5 +1,7 @@
 //! The generation loop.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::Tensor;
 use thiserror::Error;
 
@@ -71,11 +73,38 @@ pub enum GenerateError {
     Cache(#[from] CacheError),
 }
 
+/// Why a sequence ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop id came.
+    Stop,
+    /// It has [`GenerateOptions::max_new_tokens`] new tokens.
+    Length,
+    /// The model's context is full.
+    Context,
+    /// The caller broke off.
+    Broken,
+}
+
+impl Finish {
+    /// The reason in one lower-case word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Finish::Stop => "stop",
+            Finish::Length => "length",
+            Finish::Context => "context",
+            Finish::Broken => "broken",
+        }
+    }
+}
+
 /// What a generation gave.
 #[derive(Debug)]
 pub struct Generation {
     /// New tokens of each sequence, without stop ids.
     pub tokens: Vec<Vec<u32>>,
+    /// Why each sequence ended.
+    pub finish: Vec<Finish>,
     /// Bytes the cache was allocated with.
     pub cache_bytes: usize,
     /// Tokens a sequence the cache was allocated for.
@@ -85,7 +114,7 @@ pub struct Generation {
 /// Continues a batch of prompts through the cache.
 ///
 /// Prompts of different lengths are padded on the left; each row gives what it would give alone. `on_token` hears each
-/// new token with its row as soon as it is chosen.
+/// new token with its row as soon as it is chosen; a `Break` ends the generation there, with what was made so far.
 ///
 /// # Errors
 /// When a prompt is empty, has an unknown token or leaves no room, or the model's logits are not finite.
@@ -93,11 +122,11 @@ pub fn generate(
     decoder: &Decoder,
     prompts: &[Vec<u32>],
     options: &GenerateOptions,
-    mut on_token: impl FnMut(usize, u32),
+    mut on_token: impl FnMut(usize, u32) -> ControlFlow<()>,
 ) -> Result<Generation, GenerateError> {
     let longest = check_prompts(decoder, prompts)?;
     if prompts.is_empty() {
-        return Ok(Generation { tokens: Vec::new(), cache_bytes: 0, cache_tokens: 0 });
+        return Ok(Generation { tokens: Vec::new(), finish: Vec::new(), cache_bytes: 0, cache_tokens: 0 });
     }
     let max_positions = decoder.config().max_positions;
     let room = options.max_new_tokens.min(max_positions - longest);
@@ -107,18 +136,19 @@ pub fn generate(
     // The last token chosen is never fed back, hence one column fewer.
     let mut cache = decoder.cache(padding, longest + room.saturating_sub(1));
     let mut tokens = vec![Vec::new(); prompts.len()];
-    let mut running = vec![true; prompts.len()];
+    let mut finish: Vec<Option<Finish>> = vec![None; prompts.len()];
     let mut samplers: Vec<_> = (0..prompts.len()).map(|row| Sampler::new(options.sampling, row)).collect();
     let vocab = decoder.config().vocab_size;
     let mut last = match room {
         0 => None,
         _ => Some(prefill(decoder, &padded, options.prefill_chunk, &mut cache)?),
     };
-    for left in (0..room).rev() {
+    let mut open_end = if room == options.max_new_tokens { Finish::Length } else { Finish::Context };
+    'steps: for left in (0..room).rev() {
         let Some(hidden) = last.take() else { break };
         let logits = host_f32(decoder.logits(hidden));
         for (row, logits) in logits.chunks_exact(vocab).enumerate() {
-            if !running[row] {
+            if finish[row].is_some() {
                 continue;
             }
             if !logits.iter().all(|l| l.is_finite()) {
@@ -126,19 +156,23 @@ pub fn generate(
             }
             let token = samplers[row].pick(logits);
             if options.stop.contains(&token) {
-                running[row] = false;
+                finish[row] = Some(Finish::Stop);
             } else {
                 tokens[row].push(token);
-                on_token(row, token);
+                if on_token(row, token).is_break() {
+                    open_end = Finish::Broken;
+                    break 'steps;
+                }
             }
         }
-        if left > 0 && running.contains(&true) {
+        if left > 0 && finish.contains(&None) {
             // Ended rows go on with a filler that nobody reads.
             let columns: Vec<_> = tokens.iter().map(|row| vec![row.last().copied().unwrap_or(0)]).collect();
             last = Some(decoder.hidden_cached(&columns, &mut cache)?);
         }
     }
-    Ok(Generation { tokens, cache_bytes: cache.bytes(), cache_tokens: cache.capacity() })
+    let finish = finish.into_iter().map(|reason| reason.unwrap_or(open_end)).collect();
+    Ok(Generation { tokens, finish, cache_bytes: cache.bytes(), cache_tokens: cache.capacity() })
 }
 
 /// Feeds the prompts in chunks and returns what the head multiplies for the last column: `[batch, 1, d_model]`.

@@ -3,5 +3,5 @@
 mod decode;
 mod sample;
 
-pub use decode::{GenerateError, GenerateOptions, Generation, generate};
+pub use decode::{Finish, GenerateError, GenerateOptions, Generation, generate};
 pub use sample::{Sampler, Sampling};

@@ -2,24 +2,24 @@
 
 use mla_core::Decoder;
 
-use super::perplexity::{Pass, cut, hidden};
+use super::perplexity::{Pass, Perplexity, cut, hidden};
 use super::score::{EvalError, log_sum_exp, map_logit_pairs};
 use super::windows::Windowing;
 
-/// Distance to a donor on the positions a perplexity would score.
+/// Distance to a donor on the positions a perplexity scores.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Divergence {
+    /// The model's own perplexity on the same tokens, as [`perplexity`](super::perplexity()) gives it.
+    pub model: Perplexity,
     /// Mean `KL(donor ‖ model)` a token, in nats.
     pub kl: f64,
     /// Share of positions where both find the same token most likely.
     pub top1_agreement: f64,
     /// The donor's perplexity on the same tokens.
     pub donor_perplexity: f64,
-    /// Tokens compared.
-    pub tokens: usize,
 }
 
-/// Compares a model with its donor.
+/// Compares a model with its donor, and measures the model's perplexity on the way.
 ///
 /// # Errors
 /// When the vocabularies differ, or as for [`perplexity`](super::perplexity()).
@@ -38,7 +38,7 @@ pub fn compare(
     }
     let windows = cut(model, tokens, windowing, limit)?;
     cut(donor, tokens, windowing, limit)?;
-    let (mut kl, mut agreed, mut nll, mut count) = (0.0, 0, 0.0, 0);
+    let (mut kl, mut agreed, mut nll, mut donor_nll, mut count) = (0.0, 0, 0.0, 0.0, 0);
     for (index, window) in windows.iter().enumerate() {
         let fed = &tokens[window.tokens.clone()];
         let first = window.scored.start - 1 - window.tokens.start;
@@ -58,25 +58,27 @@ pub fn compare(
                 })
                 .sum();
             let target = tokens[window.scored.start + i] as usize;
-            (kl, argmax(p) == argmax(q), log_z_p - f64::from(p[target]))
+            (kl, argmax(p) == argmax(q), log_z_q - f64::from(q[target]), log_z_p - f64::from(p[target]))
         });
-        for (i, (token_kl, same, token_nll)) in pairs.into_iter().enumerate() {
-            if !token_kl.is_finite() || !token_nll.is_finite() {
+        for (i, (token_kl, same, token_nll, token_donor_nll)) in pairs.into_iter().enumerate() {
+            if ![token_kl, token_nll, token_donor_nll].iter().all(|x| x.is_finite()) {
                 return Err(EvalError::NotFinite { window: index, position: first + 1 + i });
             }
             kl += token_kl;
             nll += token_nll;
+            donor_nll += token_donor_nll;
             agreed += usize::from(same);
             count += 1;
         }
         on_window(index + 1, windows.len());
     }
     let mean = |sum: f64| sum / count as f64;
+    let nll = mean(nll);
     Ok(Divergence {
+        model: Perplexity { perplexity: nll.exp(), nll, tokens: count, windows: windows.len() },
         kl: mean(kl),
         top1_agreement: mean(agreed as f64),
-        donor_perplexity: mean(nll).exp(),
-        tokens: count,
+        donor_perplexity: mean(donor_nll).exp(),
     })
 }
 

@@ -65,7 +65,7 @@ impl EvalError {
             EvalError::UnknownToken { .. } => "the tokenizer does not belong to this model",
             EvalError::Vocabulary { .. } => "compare a converted model with its own donor",
             EvalError::NotFinite { .. } => {
-                "the weights overflow or are damaged; shrink check names the tensor"
+                "an activation overflowed on this text: measure the donor on it too, and convert from its bf16 or f32 original"
             }
             EvalError::Cache(_) => return None,
         };

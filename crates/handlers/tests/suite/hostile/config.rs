@@ -78,11 +78,11 @@ fn a_configuration_without_a_model_type_is_named() {
 fn a_model_born_with_latent_attention_is_recognised() {
     let scratch = Scratch::of("llama");
     for (model_type, rank, expected) in [
-        ("deepseek_v3", json!(512), 512),
-        ("deepseek_v2", json!(1536), 1536),
-        ("deepseek_v3", Value::Null, 512),
-        ("minicpm3", json!(256), 256),
-        ("llama", json!(64), 64),
+        ("deepseek_v3", json!(512), Some(512)),
+        ("deepseek_v2", json!(1536), Some(1536)),
+        ("deepseek_v3", Value::Null, None),
+        ("minicpm3", json!(256), Some(256)),
+        ("llama", json!(64), Some(64)),
     ] {
         scratch.set("model_type", model_type);
         scratch.set("kv_lora_rank", rank);

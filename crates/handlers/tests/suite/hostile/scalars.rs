@@ -228,3 +228,15 @@ fn a_context_cannot_be_stretched_by_less_than_one() {
     scratch.set("rope_scaling", json!({ "rope_type": "dynamic", "factor": 0.01 }));
     refuses!(scratch.open(), Error::BadField { field, .. } if field == "factor");
 }
+
+#[test]
+fn widths_whose_products_would_overflow_are_refused() {
+    let scratch = Scratch::of("llama");
+    scratch.set("num_attention_heads", 1 << 30);
+    scratch.set("num_key_value_heads", 1 << 30);
+    scratch.set("head_dim", (1u64 << 31) - 2);
+    refuses!(scratch.open(), Error::BadField { field, .. } if field == "head_dim");
+    let scratch = Scratch::of("gpt2");
+    scratch.set("n_embd", 1 << 30);
+    refuses!(scratch.open(), Error::BadField { field, .. } if field == "n_embd");
+}

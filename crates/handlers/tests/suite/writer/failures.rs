@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use handlers::{Dtype, Error, FolderPlan, Model, write_folder};
+use handlers::{Dtype, Error, Existing, FolderPlan, Model, Output, write_folder};
 use mla_core::{LayerSlot, Matrix, WeightMap, WeightSource};
 
-use super::{place, plan, prompt, reopen, write, written};
+use super::{place, plan, reopen, write, written};
 use crate::conversion::{exact, random};
 use crate::hostile::refuses;
 use crate::scratch::Scratch;
-use crate::twin::{load, logits, open};
+use crate::twin::open;
 
 /// A twin with one weight set, in f32.
 fn donor_with(weight: f32) -> (Scratch, Model) {
@@ -22,7 +22,8 @@ fn donor_with(weight: f32) -> (Scratch, Model) {
 }
 
 fn force(plan: &FolderPlan<'_>, out: &Path) -> Result<(), Error> {
-    write_folder(plan, out, true, &|_, _| {}).map(|_| ())
+    let output = Output::prepare(out, Existing::Replace, plan.donor.folder())?;
+    write_folder(plan, output, &|_, _| {}).map(|_| ())
 }
 
 #[test]
@@ -43,28 +44,62 @@ fn an_existing_folder_is_replaced_only_by_force() {
 }
 
 #[test]
-fn a_file_in_the_way_is_refused_and_replaced_by_force() {
+fn force_replaces_only_what_shrink_wrote() {
     let donor = open("llama");
     let factors = exact(&donor);
     let scratch = Scratch::empty();
     scratch.write("converted", "a file");
     refuses!(write(&plan(&donor, &factors), &place(&scratch)), Error::OutputExists { .. });
-    force(&plan(&donor, &factors), &place(&scratch)).expect("it is replaced");
-    assert_eq!(reopen(&place(&scratch)).config(), factors.config());
+    refuses!(force(&plan(&donor, &factors), &place(&scratch)), Error::OutputRefused { .. });
+    assert_eq!(std::fs::read_to_string(place(&scratch)).expect("it is still there"), "a file");
+
+    let scratch = Scratch::of("gpt2");
+    let before = scratch.names();
+    refuses!(force(&plan(&donor, &factors), scratch.folder()), Error::OutputRefused { .. });
+    assert_eq!(scratch.names(), before, "a model of somebody else is left alone");
+
+    let scratch = Scratch::empty();
+    std::fs::create_dir(place(&scratch)).expect("an empty folder");
+    force(&plan(&donor, &factors), &place(&scratch)).expect("an empty folder is no loss");
     assert_eq!(scratch.names(), ["converted"]);
 }
 
 #[test]
-fn the_donors_own_folder_can_be_replaced() {
+fn an_output_that_overlaps_the_donor_is_refused() {
     let scratch = Scratch::empty();
+    let first = exact(&open("gpt2"));
     let donor = open("gpt2");
-    let first = exact(&donor);
     let once = written(&scratch, &plan(&donor, &first));
-    let ids = prompt("gpt2");
-    let before = logits(&load(&once), &ids);
     let nothing = WeightMap::new(first.config().clone());
-    force(&plan(&once, &nothing), &place(&scratch)).expect("it is replaced");
-    assert_eq!(logits(&load(&reopen(&place(&scratch))), &ids), before);
+    for out in [place(&scratch), place(&scratch).join("inside"), scratch.folder().to_path_buf()] {
+        refuses!(force(&plan(&once, &nothing), &out), Error::OutputRefused { .. });
+        assert_eq!(reopen(&place(&scratch)).config(), first.config(), "{}", out.display());
+    }
+}
+
+#[test]
+fn a_place_without_a_name_is_refused_before_any_work() {
+    let donor = open("llama");
+    for out in [".", "..", "/", "a/.."] {
+        refuses!(
+            Output::prepare(Path::new(out), Existing::Replace, donor.folder()),
+            Error::OutputRefused { path, .. } if path == Path::new(out)
+        );
+    }
+}
+
+#[test]
+fn a_folder_that_appears_meanwhile_is_not_replaced() {
+    let donor = open("llama");
+    let factors = exact(&donor);
+    let scratch = Scratch::empty();
+    let output = Output::prepare(&place(&scratch), Existing::Keep, donor.folder()).expect("nothing is there");
+    let earlier = random(&donor, 4, 4, 1);
+    write(&plan(&donor, &earlier), &place(&scratch)).expect("somebody is faster");
+    let late = write_folder(&plan(&donor, &factors), output, &|_, _| {});
+    refuses!(late, Error::OutputExists { .. });
+    assert_eq!(reopen(&place(&scratch)).config(), earlier.config());
+    assert_eq!(scratch.names(), ["converted"]);
 }
 
 /// Writes a plan that must fail, over nothing and over an earlier folder, and looks at what is left.
