@@ -165,14 +165,27 @@ impl Step {
                 vec![backends(), ("DOCS_RS", "1".into())],
             ),
             Step::WgpuCheck => (&["check", "--release", "-p", "cli", "--features", "wgpu"], vec![backends()]),
-            // One thread: OpenBLAS with several collapses on a busy machine.
+            // Always the whole workspace: one package alone would unify the features of dependencies differently and
+            // build burn once more. One thread: OpenBLAS with several collapses on a busy machine.
             Step::Lapack => (
-                &["test", "--release", "-p", "calib", "--features", "lapack"],
+                &[
+                    "test",
+                    "--release",
+                    "--workspace",
+                    "--features",
+                    "calib/lapack",
+                    "--lib",
+                    "--",
+                    "linalg::",
+                    "factorise::",
+                    "moments::",
+                ],
                 vec![("OPENBLAS_NUM_THREADS", "1".into())],
             ),
-            Step::RealModels => {
-                (&["test", "--release", "-p", "cli", "--features", "real-models", "--test", "real"], vec![])
-            }
+            Step::RealModels => (
+                &["test", "--release", "--workspace", "--features", "cli/real-models", "--test", "real"],
+                vec![],
+            ),
         };
         Some(Recipe { args: args.to_vec(), env })
     }

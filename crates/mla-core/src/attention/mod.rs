@@ -1,7 +1,7 @@
 //! Attention over cached keys and values, or over cached latents.
 //!
 //! [`GroupedAttention`] is the donor's; [`LatentAttention`] replaces it after a conversion. Both share the rotary
-//! embedding ([`rope`]), what a pass may see ([`Frame`]) and the weighted sum itself ([`attend`](scores)).
+//! embedding ([`rope`]), what a pass may see ([`Frame`]) and the weighted sum itself (`scores.rs`).
 
 mod frame;
 mod grouped;
