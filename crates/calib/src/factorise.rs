@@ -128,15 +128,6 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn random(rows: usize, cols: usize, seed: u64) -> Mat64 {
-        let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-        let mut next = || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
-        };
-        Mat64 { rows, cols, data: (0..rows * cols).map(|_| next()).collect() }
-    }
-
     /// `trace(M E C Eᵀ)` for the error `E = W − W_u W_d`: the loss, computed the long way.
     fn loss(w: &Mat64, factors: &(Matrix, Matrix), c: &Mat64, m: &Mat64) -> f64 {
         let product = Mat64::from_matrix(&factors.0).dot(&Mat64::from_matrix(&factors.1));
@@ -156,10 +147,10 @@ mod tests {
         fn the_loss_is_the_tail_of_the_spectrum(
             d_kv in 2usize..12, d_model in 2usize..16, tokens in 1usize..30, cut in 0.0f64..1.0, seed in 0u64..500,
         ) {
-            let w = Mat64::from_matrix(&random(d_kv, d_model, seed).to_matrix());
-            let h = random(tokens, d_model, seed + 1);
+            let w = Mat64::from_matrix(&Mat64::random(d_kv, d_model, seed).to_matrix());
+            let h = Mat64::random(tokens, d_model, seed + 1);
             let c = h.transpose().dot(&h);
-            let half = random(d_kv, d_kv, seed + 2);
+            let half = Mat64::random(d_kv, d_kv, seed + 2);
             let rank = 1 + (cut * (d_kv - 1) as f64) as usize;
             for m in [None, Some(half.dot(&half.transpose()))] {
                 let metric = m.as_ref().map_or(Ok(Metric::Identity), Metric::new).unwrap();
@@ -178,8 +169,8 @@ mod tests {
 
         #[test]
         fn full_rank_reproduces_the_weights(d_kv in 1usize..12, d_model in 1usize..16, seed in 0u64..500) {
-            let w = random(d_kv, d_model, seed).to_matrix();
-            let half = random(d_kv, d_kv, seed + 2);
+            let w = Mat64::random(d_kv, d_model, seed).to_matrix();
+            let half = Mat64::random(d_kv, d_kv, seed + 2);
             let metric = Metric::new(&half.dot(&half.transpose())).unwrap();
             for metric in [Metric::Identity, metric] {
                 let (up, down) = factorise(&w, None, &metric).unwrap().factors(d_kv);
@@ -191,8 +182,8 @@ mod tests {
 
         #[test]
         fn bases_are_nested(d_kv in 2usize..10, d_model in 10usize..16, seed in 0u64..500) {
-            let w = random(d_kv, d_model, seed).to_matrix();
-            let half = random(d_kv, d_kv, seed + 2);
+            let w = Mat64::random(d_kv, d_model, seed).to_matrix();
+            let half = Mat64::random(d_kv, d_kv, seed + 2);
             let found = factorise(&w, None, &Metric::new(&half.dot(&half.transpose())).unwrap()).unwrap();
             let (wide, _) = found.factors(d_kv);
             let (narrow, _) = found.factors(d_kv / 2);

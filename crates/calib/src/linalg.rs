@@ -146,19 +146,22 @@ pub fn qr(tall: &Mat64) -> (Mat64, Mat64) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn random(rows: usize, cols: usize, seed: u64) -> Mat64 {
-        // A small linear congruential generator: the same numbers on every platform.
+impl Mat64 {
+    /// Numbers from −0.5 to 0.5 by a small linear congruential generator: the same on every platform.
+    pub(crate) fn random(rows: usize, cols: usize, seed: u64) -> Self {
         let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
         let mut next = || {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 11) as f64 / (1u64 << 53) as f64 - 0.5
         };
-        Mat64 { rows, cols, data: (0..rows * cols).map(|_| next()).collect() }
+        Self { rows, cols, data: (0..rows * cols).map(|_| next()).collect() }
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
 
     fn gap(a: &Mat64, b: &Mat64) -> f64 {
         assert_eq!((a.rows, a.cols), (b.rows, b.cols));
@@ -183,7 +186,7 @@ mod tests {
 
         #[test]
         fn eigenvectors_are_orthonormal_ordered_and_recompose(n in 1usize..40, rank in 1usize..40, seed in 0u64..1000) {
-            let half = random(n, rank.min(n), seed);
+            let half = Mat64::random(n, rank.min(n), seed);
             let symmetric = half.dot(&half.transpose());
             let (values, vectors) = eigh(&symmetric).unwrap();
             let scaled = {
@@ -200,7 +203,7 @@ mod tests {
 
         #[test]
         fn qr_recomposes_with_a_positive_diagonal(cols in 1usize..20, extra in 0usize..20, seed in 0u64..1000) {
-            let a = random(cols + extra, cols, seed);
+            let a = Mat64::random(cols + extra, cols, seed);
             let (q, r) = qr(&a);
             prop_assert!(q.orthonormality_residual() < 1e-12);
             prop_assert!(gap(&q.dot(&r), &a) < 1e-12);
@@ -212,7 +215,7 @@ mod tests {
 
         #[test]
         fn a_gram_adds_up_over_batches(d in 1usize..30, tokens in 1usize..50, seed in 0u64..1000) {
-            let h = random(tokens, d, seed);
+            let h = Mat64::random(tokens, d, seed);
             let mut sum = Mat64::zeros(d, d);
             let cut = tokens / 2 * d;
             add_gram(&mut sum, &h.data[..cut]);
