@@ -47,9 +47,9 @@ fn a_model_that_is_converted_already() {
     shrink(&["convert", &golden("llama"), "-o", &half, "-r", "2", "--no-calibration"]).text();
     let before = scratch.names();
     let hint = shrink(&["convert", &half, "-o", &again, "-r", "2", "--no-calibration"])
-        .refused("already caches latents");
+        .refused("is converted already");
     assert!(hint.contains("convert the donor again"), "{hint}");
-    shrink(&["memory", &half, "-r", "2"]).refused("already caches latents");
+    shrink(&["memory", &half, "-r", "2"]).refused("is converted already");
     assert_eq!(scratch.names(), before);
 }
 

@@ -26,7 +26,7 @@ pub enum Error {
         d_kv: usize,
     },
     /// The model is converted already.
-    #[error("layer {layer} already caches latents")]
+    #[error("the model is converted already: layer {layer} caches latents")]
     AlreadyLatent {
         /// The first such layer.
         layer: usize,

@@ -98,7 +98,14 @@ pub struct ConvertArgs {
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
     /// The donor's cache over the new one's: d_latent = d_kv / RATIO
-    #[arg(long, short = 'r', default_value_t = 4.0, value_name = "RATIO", allow_negative_numbers = true)]
+    #[arg(
+        long,
+        short = 'r',
+        alias = "ratio",
+        default_value_t = 4.0,
+        value_name = "RATIO",
+        allow_negative_numbers = true
+    )]
     pub compression_ratio: f64,
     /// Latent width of K and of V, in place of a ratio
     #[arg(long, value_name = "N", conflicts_with = "compression_ratio", allow_negative_numbers = true)]
@@ -258,7 +265,7 @@ pub struct MemoryArgs {
     #[arg(long, default_value_t = 1, value_name = "N")]
     pub batch_size: usize,
     /// For a donor: show the cache at this ratio too
-    #[arg(long, short = 'r', value_name = "RATIO", allow_negative_numbers = true)]
+    #[arg(long, short = 'r', alias = "ratio", value_name = "RATIO", allow_negative_numbers = true)]
     pub compression_ratio: Option<f64>,
     /// Type of a cached number
     #[arg(long, value_enum, default_value_t = StoreDtype::F16, value_name = "DTYPE")]

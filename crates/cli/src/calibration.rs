@@ -15,6 +15,9 @@ use crate::session::Session;
 /// The text that ships with shrink: public-domain prose and speeches.
 pub const BUILTIN: &str = include_str!("../../../goldens/demo/calibration.txt");
 
+/// Fewer calibration tokens than this for each dimension of the residual stream leave directions undetermined.
+const FEW_TOKENS_A_DIMENSION: usize = 10;
+
 /// Calibration windows and where they came from.
 #[derive(Clone, Debug)]
 pub struct Calibration {
@@ -45,6 +48,14 @@ pub fn load(session: &Session, args: &CalibrationArgs, model: &Model) -> anyhow:
     let windows = spread(&tokens, length, args.num_calibration_samples);
     if windows.is_empty() {
         return Err(UserError::CalibrationTooShort { tokens: tokens.len(), length }.into());
+    }
+    let few = FEW_TOKENS_A_DIMENSION * config.d_model;
+    if windows.len() * length < few {
+        session.ui.note(&format!(
+            "note: {} calibration tokens are few for d_model {}; {few} or more tell the directions apart better",
+            windows.len() * length,
+            config.d_model
+        ));
     }
     if windows.len() < args.num_calibration_samples {
         session.ui.note(&format!(
@@ -111,6 +122,7 @@ fn is_file(source: &str) -> bool {
 }
 
 fn dataset(session: &Session, name: &str, args: &CalibrationArgs) -> anyhow::Result<Vec<PathBuf>> {
+    session.ui.note(&format!("calibration text: the dataset {name} (--calibration FILE takes your own)"));
     let subset = args.calibration_subset.as_deref().unwrap_or_else(|| default_subset(name));
     let files = Hub::from_env().dataset_files(name, subset, &args.calibration_split, &session.ui.downloads());
     Ok(files

@@ -90,7 +90,7 @@ pub fn write(
         ],
         max_shard_bytes: MAX_SHARD_BYTES,
     };
-    let task = std::sync::Mutex::new(session.ui.task("writing MB", 0));
+    let task = std::sync::Mutex::new(session.ui.task("writing (MB)", 0));
     let on_bytes = |done: u64, total: u64| {
         if let Ok(mut task) = task.lock() {
             task.at(done >> 20, total >> 20);
@@ -183,7 +183,10 @@ fn card(
         100.0 * conversion.layers.iter().map(pick).sum::<f64>() / conversion.layers.len() as f64
     };
     let text = match calibration {
-        Some(c) => format!("{} tokens of {}", conversion.tokens, c.source),
+        Some(c) => {
+            let names: Vec<&str> = c.source.split(", ").map(|s| s.rsplit('/').next().unwrap_or(s)).collect();
+            format!("{} tokens of {}", conversion.tokens, names.join(", "))
+        }
         None => "none (plain SVD of the weights)".into(),
     };
     // A path is nobody's business but the user's; `shrink.json` keeps it for reproduction.

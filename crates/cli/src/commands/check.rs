@@ -33,6 +33,8 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
     let Some(section) = model.section() else {
         return Err(UserError::NotConverted { path: opened.name() }.into());
     };
+    // A folder without its tokenizer is of no use, however sound its weights.
+    handlers::Tokenizer::open(model.folder())?;
     let mut task = session.ui.task("reading tensors", model.specs().len() as u64);
     let mut residuals = Vec::new();
     for (done, spec) in model.specs().iter().enumerate() {

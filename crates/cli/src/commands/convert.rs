@@ -16,7 +16,8 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     }
     let donor = session.open(&args.model)?;
     let width = convert::width(args.compression_ratio, args.d_latent)?;
-    calib::Plan::new(donor.model.config(), width)?;
+    let plan = calib::Plan::new(donor.model.config(), width)?;
+    note_rounding(session, width, plan.apply(donor.model.config()).compression_ratio());
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
     let output = Output::prepare(&args.output, existing, donor.model.folder())?;
     let calibration = calibration::load(session, &args.calibration, &donor.model)?;
@@ -65,4 +66,13 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         ours = report::bytes(size.model_bytes),
     );
     session.print(&object, &text)
+}
+
+/// Says so when whole latent numbers give a ratio that is not the one asked for.
+fn note_rounding(session: &Session, width: calib::Width, ratio: f64) {
+    if let calib::Width::Ratio(asked) = width
+        && (ratio / asked - 1.0).abs() > 0.02
+    {
+        session.ui.note(&format!("note: {asked}x was asked for; whole latent numbers give {ratio:.2}x"));
+    }
 }

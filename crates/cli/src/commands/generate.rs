@@ -38,7 +38,7 @@ pub fn run(session: &Session, args: &GenerateArgs) -> anyhow::Result<()> {
     if streams {
         let tokens = generation.tokens[0].len();
         session.ui.note(&format!(
-            "{tokens} tokens, {:.1} a second, cache {} for {} tokens",
+            "{tokens} tokens, {:.1} a second, cache of {} allocated for {} tokens",
             tokens as f64 / elapsed_s,
             crate::report::bytes(generation.cache_bytes as u64),
             generation.cache_tokens

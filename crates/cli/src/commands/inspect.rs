@@ -184,7 +184,7 @@ fn converted(config: &DecoderConfig, section: &MlaSection, layers: &Value) -> St
     };
     let rows: Vec<_> = section.layers.iter().enumerate().map(row).collect();
     format!(
-        "converted: method {}, metric {}, cache {:.2}x smaller than the donor's\n\n{}",
+        "converted: method {}, objective {}, cache {:.2}x smaller than the donor's\n\n{}",
         section.method,
         section.objective,
         config.compression_ratio(),

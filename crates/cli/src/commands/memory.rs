@@ -36,6 +36,11 @@ pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
         let expected = "a cache of fewer than 2^64 bytes".into();
         return Err(UserError::Flag { flag, found: found.to_string(), expected }.into());
     }
+    if config.compression_ratio() == 1.0 && args.compression_ratio.is_none() {
+        session
+            .ui
+            .note("note: this model is not compressed; --compression-ratio shows what a ratio would save");
+    }
     let saved = |size: &CacheSize| size.donor_bytes - size.model_bytes;
     let object = json!({
         "compression_ratio": config.compression_ratio(),
