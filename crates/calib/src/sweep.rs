@@ -40,6 +40,8 @@ pub fn sweep<S: WeightSource>(
     for batch in windows.chunks(chunk) {
         streams.push(Decoder::embed_from(source, batch, device)?);
     }
+    // Windows have no padding and one length, so every batch and layer shares one frame.
+    let frame = frame(config, &Padding::none(1), length, device);
     for layer in 0..config.n_layers() {
         let block = Block::load(source, layer, device)?;
         for stream in &mut streams {
@@ -47,7 +49,6 @@ pub fn sweep<S: WeightSource>(
             let h = block.attention_input(x.clone());
             visit(layer, h.clone())?;
             if layer + 1 < config.n_layers() {
-                let frame = frame(config, &Padding::none(x.dims()[0]), length, device);
                 *stream = block.forward_from(x, h, &frame, layer, None);
             }
         }

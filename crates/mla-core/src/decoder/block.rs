@@ -30,18 +30,6 @@ impl Block {
         self.input_norm.forward(x)
     }
 
-    /// The residual stream after attention, given its input `h` from [`attention_input`](Self::attention_input).
-    fn attend(
-        &self,
-        x: Tensor<3>,
-        h: Tensor<3>,
-        frame: &Frame,
-        layer: usize,
-        cache: Option<&mut LayerCache>,
-    ) -> Tensor<3> {
-        x + self.attention.forward(h, frame, layer, cache)
-    }
-
     /// The residual stream after the block, given `h` from [`attention_input`](Self::attention_input).
     ///
     /// # Shapes
@@ -54,7 +42,7 @@ impl Block {
         layer: usize,
         cache: Option<&mut LayerCache>,
     ) -> Tensor<3> {
-        let x = self.attend(x, h, frame, layer, cache);
+        let x = x + self.attention.forward(h, frame, layer, cache);
         x.clone() + self.mlp.forward(self.mlp_norm.forward(x))
     }
 

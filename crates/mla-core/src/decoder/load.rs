@@ -19,14 +19,6 @@ pub fn frame(config: &DecoderConfig, padding: &Padding, t: usize, device: &Devic
     Frame::new(config.layers.iter().map(|l| l.window).collect(), table.as_ref(), padding, 0, t, device)
 }
 
-/// Loads the norm before the head.
-///
-/// # Errors
-/// When the source fails.
-pub fn final_norm<S: WeightSource>(source: &S, device: &Device) -> Result<Norm, SourceError> {
-    Reader { source, device }.norm(Slot::FinalNorm)
-}
-
 impl Block {
     /// Loads one layer.
     ///

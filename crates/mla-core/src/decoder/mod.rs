@@ -12,7 +12,7 @@ pub use config::{
     Activation, AttentionKind, Biases, DecoderConfig, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind,
     Sharing,
 };
-pub use load::{final_norm, frame};
+pub use load::frame;
 pub use mlp::{Experts, GatedMlp, Mlp, PlainMlp};
 pub use model::Decoder;
 pub use norm::Norm;
