@@ -168,7 +168,7 @@ fn a_command_line_that_cannot_be_understood() {
 #[test]
 fn help_goes_to_stdout_and_shows_an_example() {
     let text = shrink(&["--help"]).text();
-    for command in ["demo", "inspect", "convert", "eval", "generate", "memory", "check"] {
+    for command in ["demo", "inspect", "convert", "compare", "eval", "generate", "memory", "check"] {
         assert!(text.contains(&format!("\n  {command} ")), "{command} in {text}");
         assert!(
             shrink(&[command, "--help"]).text().contains(&format!("Usage: shrink {command} ")),

@@ -51,7 +51,8 @@ fn a_text_shorter_than_a_window() {
 #[test]
 fn fewer_calibration_tokens_than_ranks() {
     let scratch = Scratch::new();
-    let file = scratch.write("few.txt", "x".repeat(15));
+    let file = scratch.write("few.txt", "x".repeat(20));
+    // Of four windows one is held back.
     let hint = calibrate(&scratch, &[&file], &["--max-calibration-length", "5"])
         .refused("15 tokens, fewer than the latent width 16");
     assert!(hint.contains("at least 16 tokens"), "{hint}");

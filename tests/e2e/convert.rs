@@ -98,7 +98,8 @@ fn the_record_says_where_the_model_comes_from() {
     let few = ["--num-calibration-samples", "3", "--max-calibration-length", "16"];
     let args =
         ["convert", &donor, "-o", &out, "--quiet", "-r", "2", "--dtype", "bf16", "--calibration", &file];
-    shrink(&[&args[..], &few].concat()).text();
+    let plain = ["--method", "separate", "--objective", "mse", "--ranks", "uniform", "--seed", "5"];
+    shrink(&[&args[..], &few, &plain].concat()).text();
     let record = scratch.read_json("out/shrink.json");
     let weights = std::fs::read(golden("llama/model.safetensors")).expect("weights");
     assert_eq!(record["donor"], json!({ "name": donor, "weights_sha256": sha256(&weights) }));
@@ -108,10 +109,13 @@ fn the_record_says_where_the_model_comes_from() {
         "samples": 3,
         "length": 16,
         "tokens": 48,
+        "held_back_tokens": 16,
     });
     assert_eq!(record["calibration"], calibration);
     assert_eq!(record["asked"], json!({ "compression_ratio": 2.0 }));
-    assert_eq!((&record["method"], &record["dtype"]), (&json!("separate"), &json!("bf16")));
+    let said = ["method", "objective", "ranks", "dtype"].map(|field| record[field].clone());
+    assert_eq!(said, [json!("separate"), json!("mse"), json!("uniform"), json!("bf16")]);
+    assert_eq!(record["statistics"]["seed"], 5);
     let layers = record["layers"].as_array().expect("layers");
     assert_eq!(layers.len(), 3);
     for part in layers.iter().flat_map(|layer| [&layer["key"], &layer["value"]]) {
@@ -121,6 +125,17 @@ fn the_record_says_where_the_model_comes_from() {
         assert_close(number(part, "energy_kept"), sum(&spectrum[..16]) / sum(spectrum), 1e-9);
         assert_close(number(part, "discarded"), sum(&spectrum[16..]), 1e-9);
     }
+    for layer in layers {
+        assert!(
+            number(&layer["measured"], "key") < 1.0 && number(&layer["measured"], "value") < 1.0,
+            "{layer}"
+        );
+    }
+    let [trial] = record["trials"].as_array().expect("trials").as_slice() else { panic!("one trial") };
+    assert_eq!((&trial["chosen"], &trial["name"]), (&json!(true), &json!("separate mse uniform")));
+    let total: f64 =
+        layers.iter().flat_map(|l| [&l["key"], &l["value"]]).map(|p| number(p, "discarded")).sum();
+    assert_close(number(trial, "discarded"), total, 1e-9);
 }
 
 #[test]
@@ -132,7 +147,7 @@ fn the_model_card_has_the_caches_sizes() {
 }
 
 #[test]
-fn the_result_is_said_in_three_lines() {
+fn the_result_is_said_in_four_lines() {
     let scratch = Scratch::new();
     let out = scratch.path("out");
     let text = shrink(&["convert", &golden("llama"), "-o", &out, "-r", "2", "--no-calibration"]).text();
@@ -206,7 +221,7 @@ fn a_converted_folder_moved_elsewhere_still_opens() {
 }
 
 #[test]
-fn auto_is_separate() {
+fn auto_without_text_is_separate() {
     let request = ["-r", "2", "--no-calibration", "--method"];
     let auto = convert("llama", &[&request[..], &["auto"]].concat());
     assert_eq!(weights(&auto), weights(&convert("llama", &[&request[..], &["separate"]].concat())));

@@ -17,7 +17,7 @@ fn demo() -> &'static [Value] {
         let models = found["models"].as_array().expect("a list").clone();
         assert_eq!(
             models.iter().map(|m| &m["name"]).collect::<Vec<_>>(),
-            ["donor", "latent 2x", "latent 4x"]
+            ["donor", "separate 2x", "cascade 2x", "separate 4x", "cascade 4x"]
         );
         models
     })
@@ -30,26 +30,39 @@ fn the_donors_perplexity_is_the_references() {
 
 #[test]
 fn half_the_cache_costs_little_and_a_quarter_more() {
-    let [donor, half, quarter] = [0, 1, 2].map(|i| number(&demo()[i], "perplexity"));
-    assert!(donor < half && half < quarter, "{donor} {half} {quarter}");
-    assert!(half <= 1.03 * donor, "{half} is more than 3% above {donor}");
-    let [itself, near, far] = [0, 1, 2].map(|i| number(&demo()[i], "kl"));
-    assert!(itself.abs() < 1e-9 && near > 0.0 && far > near, "{itself} {near} {far}");
-    assert_eq!(number(&demo()[0], "top1_agreement"), 1.0);
+    let perplexity = |i: usize| number(&demo()[i], "perplexity");
+    let kl = |i: usize| number(&demo()[i], "kl");
+    assert!(kl(0).abs() < 1e-9 && number(&demo()[0], "top1_agreement") == 1.0);
+    for [half, quarter] in [[1, 3], [2, 4]] {
+        assert!(perplexity(half) < perplexity(quarter) && 0.0 < kl(half) && kl(half) < kl(quarter));
+    }
+    let [separate, cascade] = [1, 2].map(|i| perplexity(i) / perplexity(0));
+    assert!(separate <= 1.03 && cascade <= 1.005, "half the cache costs {separate} and {cascade}");
+}
+
+#[test]
+fn reading_earlier_layers_is_better_at_the_same_bytes() {
+    for (separate, cascade) in [(1, 2), (3, 4)] {
+        let of = |field: &str| [separate, cascade].map(|i| number(&demo()[i], field));
+        let ([apart, reading], [kl_apart, kl_reading]) = (of("perplexity"), of("kl"));
+        assert!(reading < apart && 2.0 * kl_reading < kl_apart, "{apart} {reading} {kl_apart} {kl_reading}");
+    }
 }
 
 #[test]
 fn the_allocated_cache_is_exactly_a_half_and_a_quarter() {
-    let bytes = [0, 1, 2].map(|i| demo()[i]["cache_bytes"].as_u64().expect("bytes"));
+    let bytes: Vec<u64> = demo().iter().map(|m| m["cache_bytes"].as_u64().expect("bytes")).collect();
     // 2 · 6 layers · 256 tokens · d_kv 64 · 4 bytes.
-    assert_eq!(bytes, [786_432, 393_216, 196_608]);
+    assert_eq!(bytes, [786_432, 393_216, 393_216, 196_608, 196_608]);
 }
 
 #[test]
 fn the_factors_are_orthonormal_and_every_model_writes() {
     assert_eq!(demo()[0]["orthonormality"], Value::Null);
     for model in &demo()[1..] {
-        assert!(number(model, "orthonormality") < 1e-6, "{model}");
+        let worst = number(model, "orthonormality");
+        // Rounding to f32 leaves a residual: a nought would mean that nothing was looked at.
+        assert!(0.0 < worst && worst < 1e-6, "{model}");
     }
     assert!(
         demo().iter().all(|model| model["completion"].as_str().is_some_and(|text| !text.trim().is_empty()))
@@ -62,15 +75,16 @@ fn the_same_conversion_through_a_folder_gives_the_same_bits() {
     let out = scratch.path("out");
     let donor = golden("demo");
     let spread = ["--num-calibration-samples", "64", "--max-calibration-length", "256"];
-    let args = ["convert", &donor, "-o", &out, "-r", "2", "--calibration", "builtin"];
-    shrink(&[&args[..], &spread].concat()).text();
+    let args = ["convert", &donor, "-o", &out, "-r", "2", "--calibration", "builtin", "--quiet"];
+    let cascade = ["--method", "cascade", "--cascade-window", "5", "--ranks", "global"];
+    shrink(&[&args[..], &spread, &cascade].concat()).text();
     let heldout = golden("demo/heldout.txt");
     let found =
         shrink(&["eval", &out, "--data", &heldout, "--max-length", "256", "--windows", "40", "--json"])
             .json();
     // The demo never wrote its model: saving and loading changed nothing.
-    assert_eq!(found["perplexity"], demo()[1]["perplexity"]);
-    assert_eq!(found["cache"]["bytes"], demo()[1]["cache_bytes"]);
+    assert_eq!(found["perplexity"], demo()[2]["perplexity"]);
+    assert_eq!(found["cache"]["bytes"], demo()[2]["cache_bytes"]);
 }
 
 #[test]
@@ -107,7 +121,7 @@ fn the_bundled_model_is_not_unpacked_where_another_user_could_wait_for_it() {
         scratch.root()
     );
     let run = Run::of(command("sh").args(["-c", &script, BINARY]).env("TMPDIR", scratch.root()));
-    assert!(run.text().contains("latent 4x"));
+    assert!(run.text().contains("cascade 4x"));
     assert!(std::fs::read_dir(&trap).expect("a folder").next().is_none(), "the link was followed");
     assert_eq!(scratch.names().len(), 2, "the trap and its link");
 }

@@ -1,10 +1,12 @@
 //! The program `shrink`, run as a user runs it: arguments in, stdout, stderr and an exit code out.
 //!
 //! [`program`] runs it, [`folder`] makes model folders to run it on, [`golden`] holds what transformers says about the
-//! bundled model, [`snapshot`] compares whole outputs. A file a command follows, then what every command owes: what
-//! it refuses ([`bad_model`], [`bad_text`], [`bad_request`]), what it leaves behind ([`output`]), what it shows while
-//! it works ([`progress`]) and what it fetches ([`hub`]).
+//! bundled model, [`snapshot`] compares whole outputs. A file a command follows ([`methods`] runs them all for each way
+//! to convert, [`fisher`] looks beneath), then what every command owes: what it refuses ([`bad_model`], [`bad_text`],
+//! [`bad_request`], [`bad_method`]), what it leaves behind ([`output`]), what it shows while it works ([`progress`]) and
+//! what it fetches ([`hub`]).
 
+mod bad_method;
 mod bad_model;
 mod bad_request;
 mod bad_text;
@@ -13,12 +15,14 @@ mod check;
 mod convert;
 mod demo;
 mod eval;
+mod fisher;
 mod folder;
 mod generate;
 mod golden;
 mod hub;
 mod inspect;
 mod memory;
+mod methods;
 mod output;
 mod program;
 mod progress;

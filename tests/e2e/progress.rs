@@ -64,12 +64,13 @@ fn an_error_is_said_even_when_quiet() {
 fn without_a_terminal_progress_is_plain_lines() {
     let scratch = Scratch::new();
     let (donor, heldout, out) = (golden("llama"), golden("demo/heldout.txt"), scratch.path("out"));
-    let convert = shrink(&["convert", &donor, "-o", &out, "--calibration", "builtin"]);
+    let plain = ["--method", "separate", "--objective", "mse", "--ranks", "uniform"];
+    let convert = [&["convert", &donor, "-o", &out, "--calibration", "builtin"], &plain[..]].concat();
+    let convert = shrink(&convert);
     let eval = shrink(&["eval", &out, "--data", &heldout, "--max-length", "32", "--windows", "2"]);
-    for (run, tasks) in
-        [(convert, ["converting layers", "writing (MB)"]), (eval, ["loading", "scoring windows"])]
-    {
-        assert_eq!(run.stderr.lines().count(), 2, "{}", run.stderr);
+    let converting = ["statistics", "spectra", "factors", "measuring", "writing (MB)"];
+    for (run, tasks) in [(convert, &converting[..]), (eval, &["loading", "scoring windows"])] {
+        assert_eq!(run.stderr.lines().count(), tasks.len(), "{}", run.stderr);
         for (line, task) in run.stderr.lines().zip(tasks) {
             assert!(line.starts_with(&format!("{task}: done in ")) && line.ends_with(" s"), "{line:?}");
         }
@@ -93,20 +94,20 @@ fn on_a_terminal(args: &str) -> String {
 fn on_a_terminal_a_bar_moves() {
     let scratch = Scratch::new();
     let (donor, out) = (golden("demo"), scratch.path("out"));
-    let few = "--num-calibration-samples 16 --max-calibration-length 256";
+    let few = "--num-calibration-samples 16 --max-calibration-length 256 --method separate --objective mse";
     let shown = on_a_terminal(&format!("convert '{donor}' -o '{out}' -r 2 --calibration builtin {few}"));
     // indicatif draws in place: carriage returns, and the bar's frame with a position out of six layers.
-    assert!(shown.contains('\r') && shown.contains("converting layers "), "{shown:?}");
+    assert!(shown.contains('\r') && shown.contains("statistics "), "{shown:?}");
     let bars: Vec<&str> =
         shown.split('\r').filter(|part| part.contains('[') && part.contains("] ")).collect();
     assert!(bars.iter().any(|bar| bar.contains("=>") && bar.contains("/6")), "{bars:?}");
-    assert!(shown.contains("converting layers: done in "), "{shown:?}");
+    assert!(shown.contains("statistics: done in "), "{shown:?}");
     assert!(shown.contains("cache 2.00x smaller"), "{shown:?}");
 
     let shown = on_a_terminal(&format!(
         "convert '{donor}' -o '{out}' -r 2 --force --quiet --calibration builtin {few}"
     ));
-    assert!(!shown.contains("converting layers") && !shown.contains('\u{1b}'), "{shown:?}");
+    assert!(!shown.contains("statistics") && !shown.contains('\u{1b}'), "{shown:?}");
 }
 
 #[test]

@@ -94,38 +94,46 @@ fn ratio_one_is_exact_with_biases() {
     assert!(number(&found["against"], "kl").abs() < 1e-5, "{found}");
 }
 
-#[test]
-fn half_the_cache_keeps_the_model_and_the_conversion_fits_in_little_memory() {
+/// Converts the donor on windows of calib.txt.
+fn convert(ratio: &str, samples: &str, more: &[&str]) -> (tempfile::TempDir, String, u64) {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let (donor, calib) = (models(DONOR), models("text/calib.txt"));
     let out = folder.path().join("out").display().to_string();
-    let args = [
-        "convert",
-        &donor,
-        "-o",
-        &out,
-        "-r",
-        "2",
-        "--calibration",
-        &calib,
-        "--num-calibration-samples",
-        "32",
-    ];
-    let (run, peak_bytes) = measured(&args);
-    assert!(run.text().contains("cache 2.00x smaller"));
+    let args = ["convert", &donor, "-o", &out, "-r", ratio, "--calibration", &calib];
+    let samples = ["--num-calibration-samples", samples];
+    let (run, peak_bytes) = measured(&[&args[..], &samples, more].concat());
+    assert!(run.text().contains(&format!("cache {ratio}.00x smaller")), "{}", run.text());
+    (folder, out, peak_bytes)
+}
+
+#[test]
+fn half_the_cache_keeps_the_model_and_the_conversion_fits_in_little_memory() {
+    let plain = ["--method", "separate", "--objective", "mse", "--ranks", "uniform", "--sink-weight", "0"];
+    let (_folder, out, peak_bytes) = convert("2", "32", &plain);
     say(&format!("conversion: peak RSS {} MiB", peak_bytes >> 20));
-    assert!(peak_bytes < 2 << 30, "{peak_bytes} bytes at the peak");
+    assert!(peak_bytes < 1 << 30, "{peak_bytes} bytes at the peak");
 
     assert_eq!(shrink(&["check", &out, "--json"]).json()["ok"], true);
-    let found = eval(&out, 10, &["--against", &donor]);
+    let found = eval(&out, 10, &["--against", &models(DONOR)]);
     let (ours, theirs) = (number(&found, "perplexity"), number(&found["against"], "perplexity"));
-    say(&format!(
-        "2x, 10 windows: {ours:.4}, the donor {theirs:.4}, KL {:.4}",
-        number(&found["against"], "kl")
-    ));
-    assert!(ours <= 1.45 * theirs, "{ours} is more than 1.45 times {theirs}");
+    let kl = number(&found["against"], "kl");
+    say(&format!("separate mse 2x, 10 windows: {ours:.4}, the donor {theirs:.4}, KL {kl:.4}"));
+    // The reference implementation has 33.8.
+    assert!(ours <= 33.9, "{ours}, the donor {theirs}");
     assert_eq!(number(&found["cache"], "donor_bytes"), 2.0 * number(&found["cache"], "bytes"));
-    through_the_cache("2x", &out);
+    through_the_cache("separate 2x", &out);
+}
+
+#[test]
+fn a_quarter_of_the_cache_costs_less_than_a_tenth_of_the_perplexity() {
+    let (_folder, out, _) = convert("4", "16", &["--method", "cascade", "--ranks", "global"]);
+    assert_eq!(shrink(&["check", &out, "--json"]).json()["ok"], true);
+    let found = eval(&out, 10, &["--against", &models(DONOR)]);
+    let (ours, theirs) = (number(&found, "perplexity"), number(&found["against"], "perplexity"));
+    say(&format!("cascade 4x, 10 windows: {ours:.4} = {:.4} times the donor", ours / theirs));
+    // With 32 windows 1.053; half of them keep the test short. A reference implementation without the sink's weight: 1.12.
+    assert!(ours <= 1.1 * theirs, "{ours}, the donor {theirs}");
+    through_the_cache("cascade 4x", &out);
 }
 
 /// Runs the program and reads its peak resident memory off the system until it ends.

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 use crate::workspace::{Workspace, cargo};
 
 /// Names the folder of real weights and texts.
-const MODELS: &str = "SHRINK_MODELS";
+pub const MODELS: &str = "SHRINK_MODELS";
 /// What that folder must hold.
 const MODEL: &str = "smollm2-135m-instruct/config.json";
 
@@ -178,7 +178,7 @@ impl Step {
                     "--",
                     "linalg::",
                     "factorise::",
-                    "moments::",
+                    "metric::",
                 ],
                 vec![("OPENBLAS_NUM_THREADS", "1".into())],
             ),

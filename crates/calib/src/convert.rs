@@ -1,99 +1,220 @@
-//! The conversion: method `separate`, metric `mse`.
+//! The conversion: statistics once, any number of plans, the best of them by measurement.
 
 use burn::tensor::Device;
-use mla_core::{LayerSlot, Matrix, Part, Slot, WeightMap, WeightSource};
+use mla_core::{Patch, WeightSource};
 
+use crate::cost::decode_cost;
 use crate::error::Error;
-use crate::factorise::{Metric, factorise};
-use crate::linalg::Mat64;
-use crate::moments::Moments;
-use crate::plan::Plan;
-use crate::report::{LayerReport, SpectrumReport};
-use crate::sweep::{Observer, sweep};
+use crate::factors::Factors;
+use crate::gradient::FisherOptions;
+use crate::head::Labels;
+use crate::judge::judge;
+use crate::method::{Fitted, fit};
+use crate::metric::Objective;
+use crate::plan::{Method, Plan};
+use crate::report::LayerReport;
+use crate::scratch::Scratch;
+use crate::statistics::{Needs, Statistics};
+use crate::sweep::Observer;
 
-/// The factors of a converted model and how they came about.
-#[derive(Debug)]
-pub struct Conversion {
-    /// `W_down` and `W_up` of every layer; lay them over the donor to run the converted model.
-    pub factors: WeightMap,
-    /// One entry a layer.
-    pub layers: Vec<LayerReport>,
-    /// Calibration tokens that were seen.
-    pub tokens: usize,
+/// Windows of the Fisher pass unless said otherwise.
+pub const FISHER_WINDOWS: usize = 32;
+
+/// A candidate whose KL is within this of the best, in nats a token, is as good as the best (half a percent of
+/// perplexity); among those the one that decodes cheapest is taken.
+pub const AS_GOOD: f64 = 0.005;
+
+/// Text for a conversion: equally long windows each.
+#[derive(Clone, Copy, Debug)]
+pub struct Text<'a> {
+    /// What the factors are fitted to.
+    pub fit: &'a [Vec<u32>],
+    /// What they are measured on; may be empty.
+    pub held_back: &'a [Vec<u32>],
 }
 
-/// Factorises every layer's `W_k` and `W_v` on their own.
-///
-/// With `windows` (equally long), under the second moments of the true attention inputs; without, as the plain SVD of
-/// the weights. Biases are not touched: they stay outside the factors, exact.
+/// What holds for every plan of a conversion.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Fixes the labels that a Fisher pass draws.
+    pub seed: u64,
+    /// Windows that go through the Fisher pass at most.
+    pub fisher_windows: usize,
+    /// Fisher passes, with new labels each time.
+    pub fisher_draws: usize,
+    /// Weight of a window's first token, as a share of the weight of all others (see [`Needs::sink`]). At 0 it is a token
+    /// like any other, in the moments and in the Fisher information.
+    pub sink: f64,
+}
+
+/// Weight of a window's first token unless said otherwise: measured, and flat around it (docs/metrics.md).
+pub const SINK: f64 = 0.6;
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { seed: 0, fisher_windows: FISHER_WINDOWS, fisher_draws: 1, sink: SINK }
+    }
+}
+
+/// One plan and what became of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Trial {
+    /// The plan.
+    pub plan: Plan,
+    /// The donor's cache over the new one's, as whole numbers came out.
+    pub compression_ratio: f64,
+    /// `Σ Λ` of all that was discarded.
+    pub discarded: f64,
+    /// KL to the donor on held-back text, in nats a token; `None` where there was none.
+    pub kl: Option<f64>,
+    /// Multiply-adds of one decode step behind the counted context.
+    pub decode_cost: u64,
+}
+
+/// A conversion that was chosen among the plans.
+#[derive(Debug)]
+pub struct Conversion {
+    /// The plan that was taken.
+    pub plan: Plan,
+    /// Its latent tensors: lay them over the donor to run the converted model.
+    pub factors: Factors,
+    /// One entry a layer.
+    pub layers: Vec<LayerReport>,
+    /// Calibration tokens that were fitted to.
+    pub tokens: usize,
+    /// Held-back tokens that were measured on.
+    pub held_back_tokens: usize,
+    /// Every plan, in the order given.
+    pub trials: Vec<Trial>,
+    /// Which of them was taken.
+    pub chosen: usize,
+}
+
+/// Collects what the plans need to know of a donor.
 ///
 /// # Errors
-/// When the source fails, there are fewer calibration tokens than latent dimensions, or the statistics are degenerate.
+/// When a plan needs text and there is none, or as for [`Statistics::of_text`].
+pub fn statistics<S: WeightSource>(
+    source: &S,
+    plans: &[Plan],
+    text: Option<Text<'_>>,
+    options: &Options,
+    device: &Device,
+    scratch: &Scratch,
+    observer: &mut dyn Observer,
+) -> Result<Statistics, Error> {
+    let window = |plan: &Plan| match plan.method {
+        Method::Cascade(cascade) => cascade.window,
+        _ => 0,
+    };
+    let wants = |objective| plans.iter().any(|plan| plan.objective == objective);
+    let queries = wants(Objective::Attention);
+    let window = plans.iter().map(window).max().unwrap_or(0);
+    let Some(text) = text else {
+        if wants(Objective::Fisher) {
+            return Err(Error::NeedsText { what: "the objective fisher" });
+        }
+        if window > 0 {
+            return Err(Error::NeedsText { what: "the method cascade" });
+        }
+        return Statistics::of_weights(source, queries, device, scratch);
+    };
+    let fisher = wants(Objective::Fisher).then_some(FisherOptions {
+        labels: Labels::Sampled { seed: options.seed },
+        draws: options.fisher_draws,
+        windows: options.fisher_windows,
+        first_position: options.sink == 0.0,
+    });
+    let needs = Needs { window, queries, fisher, sink: options.sink };
+    Statistics::of_text(source, text.fit, &needs, device, scratch, observer)
+}
+
+/// Converts a donor by the best of several plans.
+///
+/// With held-back text every plan is fitted and measured, and of those [`AS_GOOD`] as the best the one that decodes
+/// cheapest is taken; without, the first plan is.
+///
+/// # Errors
+/// As [`statistics`], [`fit`] and [`judge`].
+///
+/// # Panics
+/// If there is no plan.
 pub fn convert<S: WeightSource>(
     source: &S,
-    plan: &Plan,
-    windows: Option<&[Vec<u32>]>,
+    plans: &[Plan],
+    text: Option<Text<'_>>,
+    options: &Options,
+    device: &Device,
+    scratch: &Scratch,
+    observer: &mut dyn Observer,
+) -> Result<Conversion, Error> {
+    assert!(!plans.is_empty(), "a conversion needs a plan");
+    plans.iter().try_for_each(|plan| plan.check(source.config()))?;
+    let statistics = statistics(source, plans, text, options, device, scratch, observer)?;
+    let held_back = text.map_or(&[][..], |text| text.held_back);
+    let plans = if held_back.is_empty() { &plans[..1] } else { plans };
+    choose(source, &statistics, plans, held_back, device, observer)
+}
+
+/// Fits and measures plans on statistics that are there, and takes the best.
+///
+/// # Errors
+/// As [`fit`] and [`judge`].
+///
+/// # Panics
+/// If there is no plan.
+pub fn choose<S: WeightSource>(
+    source: &S,
+    statistics: &Statistics,
+    plans: &[Plan],
+    held_back: &[Vec<u32>],
     device: &Device,
     observer: &mut dyn Observer,
 ) -> Result<Conversion, Error> {
-    let config = source.config();
-    let n_layers = config.n_layers();
-    let mut found =
-        Found { factors: WeightMap::new(plan.apply(config)), layers: Vec::with_capacity(n_layers) };
-    let Some(windows) = windows else {
-        for layer in 0..n_layers {
-            found.layer(source, plan, layer, None, device)?;
-            observer.layer(layer + 1, n_layers);
-        }
-        return Ok(Conversion { factors: found.factors, layers: found.layers, tokens: 0 });
-    };
-    let tokens = windows.iter().map(Vec::len).sum();
-    if tokens < plan.d_latent {
-        return Err(Error::TooFewTokens { tokens, d_latent: plan.d_latent });
+    let mut fitted: Vec<Fitted> = Vec::with_capacity(plans.len());
+    for &plan in plans {
+        fitted.push(fit(source, statistics, plan, device, observer)?);
     }
-    let moments = std::cell::RefCell::new(Moments::new(config.d_model));
-    let visit = |_, h| {
-        moments.borrow_mut().add(h);
-        Ok(())
-    };
-    let finish = |layer| {
-        let moments = moments.replace(Moments::new(config.d_model));
-        if !moments.is_finite() {
-            return Err(Error::NotFinite { layer });
+    let verdicts = match held_back.is_empty() {
+        true => Vec::new(),
+        false => {
+            let candidates: Vec<&Factors> = fitted.iter().map(|fitted| &fitted.factors).collect();
+            judge(source, &candidates, held_back, device, statistics.scratch(), observer)?
         }
-        found.layer(source, plan, layer, Some(&moments.covariance()), device)?;
-        observer.layer(layer + 1, n_layers);
-        Ok(())
     };
-    sweep(source, windows, device, visit, finish)?;
-    Ok(Conversion { factors: found.factors, layers: found.layers, tokens })
+    let trial = |(place, fitted): (usize, &Fitted)| Trial {
+        plan: fitted.plan,
+        compression_ratio: fitted.factors.config().compression_ratio(),
+        discarded: fitted.discarded(),
+        kl: verdicts.get(place).map(|verdict| verdict.kl),
+        decode_cost: decode_cost(fitted.factors.config(), COST_CONTEXT),
+    };
+    let trials: Vec<Trial> = fitted.iter().enumerate().map(trial).collect();
+    let chosen = best(&trials);
+    let taken = fitted.swap_remove(chosen);
+    let mut layers = taken.layers;
+    if let Some(verdict) = verdicts.get(chosen) {
+        layers.iter_mut().zip(&verdict.errors).for_each(|(layer, error)| layer.measured = *error);
+    }
+    Ok(Conversion {
+        plan: taken.plan,
+        factors: taken.factors,
+        layers,
+        tokens: statistics.tokens(),
+        held_back_tokens: held_back.iter().map(Vec::len).sum(),
+        trials,
+        chosen,
+    })
 }
 
-struct Found {
-    factors: WeightMap,
-    layers: Vec<LayerReport>,
-}
+/// Tokens in the cache at which the cost of decoding is counted.
+pub const COST_CONTEXT: usize = 4096;
 
-impl Found {
-    fn layer<S: WeightSource>(
-        &mut self,
-        source: &S,
-        plan: &Plan,
-        layer: usize,
-        c: Option<&Mat64>,
-        device: &Device,
-    ) -> Result<(), Error> {
-        let mut one = |weight: LayerSlot, down: LayerSlot, up: LayerSlot| -> Result<SpectrumReport, Error> {
-            let w = Matrix::from_tensor(&source.matrix(Slot::Layer(layer, weight), device)?);
-            let found = factorise(&w, c, &Metric::Identity)?;
-            let (w_up, w_down) = found.factors(plan.d_latent);
-            self.factors.insert_layer(layer, up, w_up);
-            self.factors.insert_layer(layer, down, w_down);
-            Ok(SpectrumReport::new(&found, plan.d_latent))
-        };
-        let key = one(LayerSlot::Key(Part::Weight), LayerSlot::DownKey, LayerSlot::UpKey)?;
-        let value = one(LayerSlot::Value(Part::Weight), LayerSlot::DownValue, LayerSlot::UpValue)?;
-        self.layers.push(LayerReport { layer, key, value });
-        Ok(())
-    }
+/// The cheapest of those that are as good as the best.
+fn best(trials: &[Trial]) -> usize {
+    let kl = |trial: &Trial| trial.kl.unwrap_or(f64::INFINITY);
+    let least = trials.iter().map(kl).fold(f64::INFINITY, f64::min);
+    let good = trials.iter().enumerate().filter(|(_, trial)| kl(trial) <= least + AS_GOOD);
+    // Of equals the earlier, which the caller prefers.
+    good.min_by_key(|(_, trial)| trial.decode_cost).map_or(0, |(place, _)| place)
 }

@@ -31,6 +31,42 @@ pub enum Error {
         /// The first such layer.
         layer: usize,
     },
+    /// A number of layers that makes no sense for the model.
+    #[error("the {what} is {found}, expected {least} to {most}")]
+    Layers {
+        /// Which number.
+        what: &'static str,
+        /// What was asked for.
+        found: usize,
+        /// The least there can be.
+        least: usize,
+        /// The most there can be.
+        most: usize,
+    },
+    /// Kept dimensions that leave nothing to factorise, or half a RoPE pair.
+    #[error("{found} dimensions cannot be kept of a latent width of {d_latent}")]
+    RopeWidth {
+        /// What was asked for.
+        found: usize,
+        /// The latent width, kept dimensions included.
+        d_latent: usize,
+        /// Whether dimensions turn in pairs.
+        paired: bool,
+    },
+    /// A budget that does not reach for one latent number each.
+    #[error("the ratio leaves {budget} latent numbers for {units} keys and values")]
+    Budget {
+        /// Numbers there are.
+        budget: usize,
+        /// Keys and values of all layers.
+        units: usize,
+    },
+    /// Something that cannot be had without calibration text.
+    #[error("{what} needs calibration text")]
+    NeedsText {
+        /// What.
+        what: &'static str,
+    },
     /// Fewer calibration tokens than latent dimensions: the covariance could not tell which to keep.
     #[error("calibration has {tokens} tokens, fewer than the latent width {d_latent}")]
     TooFewTokens {
@@ -44,6 +80,31 @@ pub enum Error {
     NotFinite {
         /// The layer.
         layer: usize,
+    },
+    /// The donor's logits became NaN or infinite.
+    #[error("the donor's logits of calibration token {token} of its batch are not finite")]
+    LogitsNotFinite {
+        /// The token.
+        token: usize,
+    },
+    /// A converted model's logits became NaN or infinite.
+    #[error("the converted model's logits on held-back text are not finite")]
+    DivergenceNotFinite,
+    /// A matrix that should be positive definite is not.
+    #[error("a {size}x{size} moment matrix is not positive definite")]
+    NotPositive {
+        /// Rows of the matrix.
+        size: usize,
+    },
+    /// The temporary file failed.
+    #[error("cannot {action} the temporary file in {folder}: {source}")]
+    Scratch {
+        /// What was tried.
+        action: &'static str,
+        /// Where it lies.
+        folder: std::path::PathBuf,
+        /// The system's reason.
+        source: std::io::Error,
     },
     /// An eigendecomposition did not converge.
     #[error("the eigendecomposition of a {size}x{size} matrix did not converge")]
@@ -66,6 +127,27 @@ impl Error {
             Error::TooFewTokens { d_latent, .. } => format!(
                 "give more text, or more and longer windows: at least {d_latent} tokens, better ten times d_model"
             ),
+            Error::Layers { .. } => "shrink inspect MODEL tells how many layers there are".into(),
+            Error::RopeWidth { paired: true, found, d_latent } if found % 2 == 1 && found < d_latent => {
+                "dimensions turn in pairs: take an even number".into()
+            }
+            Error::RopeWidth { d_latent, .. } => match d_latent {
+                0..=2 => "lower the ratio, or take --method separate".into(),
+                _ => format!("keep 2 to {} (--d-rope), or lower the ratio", (d_latent - 1) / 2 * 2),
+            },
+            Error::Budget { .. } => "lower the ratio, or take --ranks uniform".into(),
+            Error::NeedsText { .. } => {
+                "give text with --calibration, or take --method separate --objective mse".into()
+            }
+            Error::LogitsNotFinite { .. } => {
+                "the donor overflows on this text: are its weights damaged?".into()
+            }
+            Error::Scratch { .. } => {
+                "the file lies beside OUT: free some space there, or raise --scratch-memory".into()
+            }
+            Error::DivergenceNotFinite | Error::NotPositive { .. } => {
+                "the statistics are degenerate: calibrate on more and other text".into()
+            }
             Error::NotFinite { .. } => "the donor overflows on this text: are its weights damaged?".into(),
             Error::NoConvergence { .. } => {
                 "the statistics are degenerate: calibrate on more and other text".into()

@@ -1,22 +1,47 @@
 //! From a donor's weights and some text to the factors of latent attention.
 //!
-//! [`convert`] sweeps the donor a block at a time ([`sweep`]), adds up the second moments of what each `W_k` and `W_v`
-//! really receives ([`Moments`]), and factorises under them ([`factorise`]). [`Plan`] says what is asked for, and
-//! [`LayerReport`] what came out. The crate knows tensors, not files.
+//! [`Statistics`] are gathered in one sweep of the donor, a block at a time: second moments of keys and values, and for
+//! the [`Objective`] `fisher` one sweep back ([`gradient`]). A [`Plan`] says what is asked for; [`fit`] makes the factors
+//! ([`method`] has a file a method, all on the one routine of [`factorise`]); [`judge`](judge()) runs candidates beside the
+//! donor on held-back text; [`convert`] is all of it. The crate knows tensors, and no files but one: arrays that would
+//! grow with the model lie in a [`Scratch`].
 
 mod convert;
+mod cost;
 mod error;
-mod factorise;
+pub mod factorise;
+mod factors;
+pub mod gradient;
+mod head;
+mod judge;
 pub mod linalg;
-mod moments;
+pub mod method;
+pub mod metric;
 mod plan;
+mod predict;
+pub mod ranks;
 mod report;
+mod scratch;
+mod statistics;
 mod sweep;
 
-pub use convert::{Conversion, convert};
+pub use convert::{
+    AS_GOOD, COST_CONTEXT, Conversion, FISHER_WINDOWS, Options, SINK, Text, Trial, choose, convert,
+    statistics,
+};
+pub use cost::decode_cost;
 pub use error::Error;
-pub use factorise::{Factorisation, Metric, factorise};
-pub use moments::Moments;
-pub use plan::{Plan, Width};
-pub use report::{LayerReport, SpectrumReport};
-pub use sweep::{Observer, sweep};
+pub use factorise::Factorisation;
+pub use factors::Factors;
+pub use gradient::FisherOptions;
+pub use head::Labels;
+pub use judge::{Verdict, judge};
+pub use method::{Fitted, fit};
+pub use metric::{Metric, Objective};
+pub use plan::{Cascade, Latents, Method, Plan, Width, Xkv, uniform_latents};
+pub use predict::{Prediction, Speed, TextSize, predict};
+pub use ranks::Ranks;
+pub use report::{LayerReport, MeasuredError, SpectrumReport};
+pub use scratch::{DEFAULT_MEMORY_BYTES, Scratch};
+pub use statistics::{Needs, Statistics, stacked};
+pub use sweep::{Keep, Observer, Stream, Windows, sweep};

@@ -14,6 +14,8 @@ mod backend;
 #[path = "linalg/lapack.rs"]
 mod backend;
 
+mod blocks;
+
 /// A dense f64 matrix, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Mat64 {
@@ -107,6 +109,34 @@ pub fn add_gram(sum: &mut Mat64, h: &[f64]) {
     backend::add_gram(sum, h);
 }
 
+/// Adds `aᵀ b` to `sum`.
+///
+/// # Shapes
+/// - `a`: row-major `[tokens, rows]`, `b`: `[tokens, cols]`, `sum`: `[rows, cols]`
+///
+/// # Panics
+/// If the sizes disagree.
+pub fn add_cross(sum: &mut Mat64, a: &[f64], b: &[f64]) {
+    assert!(a.len() * sum.cols == b.len() * sum.rows, "as many rows of a as of b");
+    backend::add_cross(sum, a, b);
+}
+
+/// `A⁻¹ B` for a symmetric positive definite `A`, of which the lower triangle is read.
+///
+/// # Errors
+/// When A is not positive definite.
+///
+/// # Panics
+/// If the sizes disagree.
+pub fn solve(a: &Mat64, b: &Mat64) -> Result<Mat64, Error> {
+    assert!(a.rows == a.cols && a.rows == b.rows, "as many unknowns as equations");
+    if a.rows == 0 {
+        return Ok(b.clone());
+    }
+    let solved = backend::solve(a, b).filter(|x| x.data.iter().all(|v| v.is_finite()));
+    solved.ok_or(Error::NotPositive { size: a.rows })
+}
+
 /// Eigenvalues, largest first, and the eigenvectors as columns.
 ///
 /// Reads the lower triangle only.
@@ -175,6 +205,12 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_positive_definite_is_not_solved() {
+        let a = Mat64 { rows: 2, cols: 2, data: vec![1.0, 2.0, 2.0, 1.0] };
+        assert!(matches!(solve(&a, &Mat64::identity(2)), Err(Error::NotPositive { size: 2 })));
+    }
+
+    #[test]
     fn nan_does_not_converge() {
         let mut bad = Mat64::identity(3);
         bad.data[4] = f64::NAN;
@@ -211,6 +247,26 @@ mod tests {
                 prop_assert!(r.at(i, i) >= 0.0);
                 prop_assert!((0..i).all(|j| r.at(i, j).abs() < 1e-15));
             }
+        }
+
+        #[test]
+        fn a_system_is_solved(n in 1usize..30, rhs in 1usize..8, seed in 0u64..1000) {
+            let half = Mat64::random(n, n + 5, seed);
+            let mut a = half.dot(&half.transpose());
+            (0..n).for_each(|i| a.data[i * n + i] += 0.1);
+            let x = Mat64::random(n, rhs, seed + 1);
+            prop_assert!(gap(&solve(&a, &a.dot(&x)).unwrap(), &x) < 1e-9);
+        }
+
+        #[test]
+        fn a_cross_gram_is_a_product(m in 1usize..20, n in 1usize..20, tokens in 1usize..40, seed in 0u64..1000) {
+            let (a, b) = (Mat64::random(tokens, m, seed), Mat64::random(tokens, n, seed + 1));
+            let mut sum = Mat64::zeros(m, n);
+            add_cross(&mut sum, &a.data, &b.data);
+            add_cross(&mut sum, &a.data, &b.data);
+            let mut twice = a.transpose().dot(&b);
+            twice.scale(2.0);
+            prop_assert!(gap(&sum, &twice) < 1e-12);
         }
 
         #[test]

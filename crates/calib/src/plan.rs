@@ -1,57 +1,221 @@
 //! What a conversion is asked for.
 
 use mla_core::DecoderConfig;
-use mla_core::decoder::AttentionKind;
+use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth, PositionKind};
 
 use crate::error::Error;
+use crate::metric::Objective;
+use crate::ranks::Ranks;
 
 /// How wide the latents shall be.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Width {
-    /// `d_latent = d_kv / ratio`, rounded down, at least 1.
+    /// The donor's cache over the new one's: `d_latent = d_kv / ratio` numbers for K and as many for V, on average.
     Ratio(f64),
-    /// This many latent numbers for K and as many for V.
+    /// This many latent numbers for K and as many for V in every layer (of `joint`: this many for both together).
     Fixed(usize),
 }
 
-/// A conversion, checked against the model.
-#[derive(Clone, Debug, PartialEq)]
+/// A factorisation method and its parameters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Method {
+    /// Each layer's K and V on their own.
+    Separate,
+    /// Layers in groups that share `W_uk` and `W_uv` (xKV, Chang et al. 2025).
+    Xkv(Xkv),
+    /// One latent for K and V together, `[W_uk; W_uv]` orthonormal as a whole.
+    Joint,
+    /// Some dimensions of K and V as they are, the rest factorised.
+    DecoupledRope {
+        /// Dimensions of K, and as many of V, that are kept.
+        d_rope: usize,
+    },
+    /// Layers that read the latents of those before them, and cache only what those do not tell.
+    Cascade(Cascade),
+}
+
+/// Parameters of [`Method::Xkv`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Xkv {
+    /// Adjacent layers that share a basis.
+    pub group_size: usize,
+    /// Layers at the start that belong to no group.
+    pub skip_early_layers: usize,
+    /// Those layers keep their original attention; otherwise each is factorised on its own.
+    pub keep_early_layers_original: bool,
+}
+
+/// Parameters of [`Method::Cascade`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cascade {
+    /// Earlier layers whose latents a layer reads.
+    pub window: usize,
+    /// Layers of a pipeline stage: no layer reads across the start of its stage. `None` for one stage.
+    pub group: Option<usize>,
+    /// What a layer's own latent is fitted to.
+    pub latents: Latents,
+    /// Rounds in which latents are refined for all layers that read them.
+    pub rounds: usize,
+}
+
+/// What a cascade layer's own latent is fitted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Latents {
+    /// One latent for K and V.
+    Together,
+    /// A latent for K and one for V; each is read for the other too.
+    Apart,
+}
+
+impl Cascade {
+    /// Rounds of refinement unless said otherwise: the first bring most (docs/ablations.md).
+    pub const ROUNDS: usize = 4;
+
+    /// One stage, one latent a layer, refined.
+    pub fn of_window(window: usize) -> Self {
+        Self { window, group: None, latents: Latents::Together, rounds: Self::ROUNDS }
+    }
+
+    /// The first layer whose latents `layer` reads.
+    pub fn first_read(&self, layer: usize) -> usize {
+        let stage = self.group.map_or(0, |group| layer / group * group);
+        layer.saturating_sub(self.window).max(stage)
+    }
+}
+
+impl Cascade {
+    /// `cascade w7`, and what differs from the default.
+    fn name(&self) -> String {
+        let latents = if self.latents == Latents::Apart { " apart" } else { "" };
+        let rounds = match self.rounds {
+            Self::ROUNDS => String::new(),
+            _ if self.latents == Latents::Apart => String::new(),
+            rounds => format!(" r{rounds}"),
+        };
+        format!("cascade w{}{latents}{rounds}", self.window)
+    }
+}
+
+impl Method {
+    /// The name on the command line and in `config.json`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Method::Separate => "separate",
+            Method::Xkv(_) => "xkv",
+            Method::Joint => "joint",
+            Method::DecoupledRope { .. } => "decoupled_rope",
+            Method::Cascade(_) => "cascade",
+        }
+    }
+}
+
+/// One way to convert a model.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Plan {
-    /// Latent width of K and of V in every layer.
-    pub d_latent: usize,
+    /// How.
+    pub method: Method,
+    /// What is minimised.
+    pub objective: Objective,
+    /// Who gets how much.
+    pub ranks: Ranks,
+    /// How much there is.
+    pub width: Width,
 }
 
 impl Plan {
-    /// Checks a wish against a model.
-    ///
-    /// # Errors
-    /// When the width is out of range or the model caches latents already.
-    pub fn new(config: &DecoderConfig, width: Width) -> Result<Self, Error> {
-        let latent = |l: &mla_core::decoder::LayerConfig| matches!(l.attention, AttentionKind::Latent { .. });
-        if let Some(layer) = config.layers.iter().position(latent) {
-            return Err(Error::AlreadyLatent { layer });
-        }
-        let d_kv = config.d_kv();
-        let d_latent = match width {
-            // Written so that NaN is refused too.
-            Width::Ratio(found) if !(1.0..=d_kv as f64).contains(&found) => {
-                return Err(Error::Ratio { found, d_kv });
-            }
-            Width::Ratio(ratio) => (d_kv as f64 / ratio) as usize,
-            Width::Fixed(found) if !(1..=d_kv).contains(&found) => {
-                return Err(Error::LatentWidth { found, d_kv });
-            }
-            Width::Fixed(d_latent) => d_latent,
+    /// A name for tables: `cascade w7 fisher global`.
+    pub fn name(&self) -> String {
+        let method = match self.method {
+            Method::Cascade(cascade) => cascade.name(),
+            ref other => other.name().to_owned(),
         };
-        Ok(Self { d_latent: d_latent.max(1) })
+        format!("{method} {} {}", self.objective, self.ranks.name())
     }
 
-    /// The converted model's graph.
-    pub fn apply(&self, config: &DecoderConfig) -> DecoderConfig {
-        let mut config = config.clone();
-        for layer in &mut config.layers {
-            layer.attention = AttentionKind::Latent { d_latent_k: self.d_latent, d_latent_v: self.d_latent };
+    /// Whether the model can be converted so.
+    ///
+    /// # Errors
+    /// When a parameter is out of range, or the model caches latents already.
+    pub fn check(&self, config: &DecoderConfig) -> Result<(), Error> {
+        if let Some(layer) = (0..config.n_layers()).find(|&layer| config.latent(layer).is_some()) {
+            return Err(Error::AlreadyLatent { layer });
         }
-        config
+        let n_layers = config.n_layers();
+        let layers = |what: &'static str, found: usize, least: usize, most: usize| match (least..=most)
+            .contains(&found)
+        {
+            true => Ok(()),
+            false => Err(Error::Layers { what, found, least, most }),
+        };
+        let d_latent = self.d_latent(config)?;
+        match self.method {
+            Method::Separate | Method::Joint => {}
+            Method::Xkv(xkv) => {
+                layers("cross-layer group size", xkv.group_size, 1, n_layers)?;
+                layers("number of early layers to skip", xkv.skip_early_layers, 0, n_layers - 1)?;
+            }
+            Method::DecoupledRope { d_rope } => {
+                let paired = matches!(config.position, PositionKind::Rope(_));
+                if d_rope == 0 || d_rope >= d_latent || (paired && d_rope % 2 == 1) {
+                    return Err(Error::RopeWidth { found: d_rope, d_latent, paired });
+                }
+            }
+            Method::Cascade(cascade) => {
+                layers("cascade window", cascade.window, 0, n_layers - 1)?;
+                if let Some(group) = cascade.group {
+                    layers("cascade group", group, 1, n_layers)?;
+                }
+            }
+        }
+        Ok(())
     }
+
+    /// Numbers a token of K, and of V, if all were alike; of both together for `joint`.
+    ///
+    /// # Errors
+    /// When the width is out of range.
+    pub fn d_latent(&self, config: &DecoderConfig) -> Result<usize, Error> {
+        let d_kv = match self.method {
+            Method::Joint => 2 * config.d_kv(),
+            _ => config.d_kv(),
+        };
+        match self.width {
+            // Written so that NaN is refused too.
+            Width::Ratio(found) if !(1.0..=config.d_kv() as f64).contains(&found) => {
+                Err(Error::Ratio { found, d_kv: config.d_kv() })
+            }
+            Width::Ratio(ratio) => Ok(((d_kv as f64 / ratio) as usize).max(1)),
+            Width::Fixed(found) if !(1..=d_kv).contains(&found) => Err(Error::LatentWidth { found, d_kv }),
+            Width::Fixed(found) => Ok(found),
+        }
+    }
+
+    /// Numbers a token that `layers` layers may cache together.
+    ///
+    /// # Errors
+    /// When the width is out of range.
+    pub fn budget(&self, config: &DecoderConfig, layers: usize) -> Result<usize, Error> {
+        let uniform = self.d_latent(config)?;
+        Ok(match (self.width, self.method) {
+            (Width::Ratio(ratio), _) => ((2 * config.d_kv() * layers) as f64 / ratio) as usize,
+            (Width::Fixed(_), Method::Joint) => uniform * layers,
+            (Width::Fixed(_), _) => 2 * uniform * layers,
+        })
+    }
+}
+
+/// The graph with latents of one width everywhere: what a ratio means before anything is measured.
+///
+/// # Errors
+/// When the width is out of range, or the model caches latents already.
+pub fn uniform_latents(config: &DecoderConfig, width: Width) -> Result<DecoderConfig, Error> {
+    let plan = Plan { method: Method::Separate, objective: Objective::Mse, ranks: Ranks::Uniform, width };
+    plan.check(config)?;
+    let d_latent = plan.d_latent(config)?;
+    let width = LatentWidth::Split { d_latent_k: d_latent, d_latent_v: d_latent };
+    let mut config = config.clone();
+    for (layer, entry) in config.layers.iter_mut().enumerate() {
+        entry.attention = AttentionKind::Latent(LatentConfig::alone(layer, width));
+    }
+    Ok(config)
 }

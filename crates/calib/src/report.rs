@@ -2,39 +2,81 @@
 
 use serde::Serialize;
 
-use crate::factorise::Factorisation;
+use crate::factorise::energy_kept;
 
 /// One layer of a conversion.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct LayerReport {
     /// Index of the layer.
     pub layer: usize,
-    /// The keys' factorisation.
-    pub key: SpectrumReport,
-    /// The values' factorisation.
-    pub value: SpectrumReport,
+    /// The keys' latent, where keys have one of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<SpectrumReport>,
+    /// The values' latent, where values have one of their own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub value: Option<SpectrumReport>,
+    /// The latent of both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub joint: Option<SpectrumReport>,
+    /// What became of K and V on held-back text; `None` for a layer that keeps its attention, and where nothing was
+    /// measured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub measured: Option<MeasuredError>,
 }
 
-/// One factorisation.
-#[derive(Clone, Debug, Serialize)]
+/// The spectrum of one latent and what was kept of it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct SpectrumReport {
     /// Latent width chosen.
     pub d_latent: usize,
-    /// Share of the spectrum kept, from 0 to 1.
+    /// Share of the spectrum kept, from 0 to 1; for cascade, of the loss that K (or V) as a whole could cause.
     pub energy_kept: f64,
-    /// `Σ_{j>d_latent} Λ_j`: expected squared error a token under the metric.
+    /// `Σ_{j>d_latent} Λ_j`: the predicted loss, an expected squared error a token under the metric.
     pub discarded: f64,
-    /// The whole spectrum, largest first.
+    /// The whole spectrum, largest first; for cascade, of what the layers before do not tell.
     pub spectrum: Vec<f64>,
 }
 
+/// The relative squared error of K and V in the converted model as it runs, `E‖K − K̂‖² / E‖K‖²`.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct MeasuredError {
+    /// Of keys, before RoPE.
+    pub key: f64,
+    /// Of values.
+    pub value: f64,
+}
+
 impl SpectrumReport {
-    pub(crate) fn new(found: &Factorisation, d_latent: usize) -> Self {
-        Self {
-            d_latent,
-            energy_kept: found.energy_kept(d_latent),
-            discarded: found.discarded(d_latent),
-            spectrum: found.spectrum.clone(),
-        }
+    /// A spectrum of which the first `d_latent` dimensions are kept, out of a loss of `total`.
+    pub fn new(spectrum: Vec<f64>, d_latent: usize, total: f64) -> Self {
+        let discarded = spectrum[d_latent..].iter().sum();
+        Self::measured(spectrum, d_latent, total, discarded)
+    }
+
+    /// A spectrum whose tail is not what is lost.
+    pub(crate) fn measured(spectrum: Vec<f64>, d_latent: usize, total: f64, discarded: f64) -> Self {
+        Self { d_latent, energy_kept: energy_kept(total, discarded), discarded, spectrum }
+    }
+}
+
+impl LayerReport {
+    /// The latents of the layer; none if it keeps its attention.
+    pub fn latents(&self) -> impl Iterator<Item = &SpectrumReport> {
+        [&self.key, &self.value, &self.joint].into_iter().flatten()
+    }
+
+    /// Share of the loss prevented in keys; of both together for `joint`.
+    pub fn key_energy(&self) -> Option<f64> {
+        self.key.as_ref().or(self.joint.as_ref()).map(|report| report.energy_kept)
+    }
+
+    /// Share of the loss prevented in values; of both together for `joint`.
+    pub fn value_energy(&self) -> Option<f64> {
+        self.value.as_ref().or(self.joint.as_ref()).map(|report| report.energy_kept)
+    }
+
+    /// `Σ Λ` of what was discarded.
+    pub fn discarded(&self) -> f64 {
+        self.latents().map(|latent| latent.discarded).sum()
     }
 }

@@ -1,58 +1,174 @@
 //! A forward pass over calibration text that holds one block at a time.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{Device, Tensor, TensorData};
 use mla_core::decoder::frame;
-use mla_core::{Block, Decoder, Padding, WeightSource};
+use mla_core::{Block, Decoder, Memory, Padding, WeightSource};
 
 use crate::error::Error;
+use crate::scratch::{Scratch, Stored};
 
 /// Tokens that go through a block together.
-const CHUNK_TOKENS: usize = 2048;
+pub(crate) const CHUNK_TOKENS: usize = 2048;
 
 /// Hears how far a conversion is. Libraries never print.
 pub trait Observer {
-    /// A layer was finished.
-    fn layer(&mut self, _done: usize, _layers: usize) {}
+    /// A phase of `steps` steps begins.
+    fn phase(&mut self, _name: &'static str, _steps: usize) {}
+    /// `done` steps of the phase are done.
+    fn step(&mut self, _done: usize) {}
 }
 
 impl Observer for () {}
 
-/// Runs equally long windows through the donor, block by block, and shows `visit` the true input of each layer's
-/// attention.
+/// Windows of text, cut into batches.
+#[derive(Clone, Copy, Debug)]
+pub struct Windows<'a> {
+    windows: &'a [Vec<u32>],
+    length: usize,
+    batch: usize,
+}
+
+impl<'a> Windows<'a> {
+    /// Equally long windows; none and empty ones give no batch.
+    ///
+    /// # Panics
+    /// If the windows differ in length.
+    pub fn new(windows: &'a [Vec<u32>]) -> Self {
+        let length = windows.first().map_or(0, Vec::len);
+        assert!(windows.iter().all(|window| window.len() == length), "calibration windows are equally long");
+        Self { windows, length, batch: (CHUNK_TOKENS / length.max(1)).max(1) }
+    }
+
+    /// Tokens a window.
+    pub fn length(&self) -> usize {
+        self.length
+    }
+
+    /// Tokens of all windows.
+    pub fn tokens(&self) -> usize {
+        self.windows.len() * self.length
+    }
+
+    /// Windows that go through a block together.
+    pub fn batches(&self) -> impl ExactSizeIterator<Item = &'a [Vec<u32>]> + 'a {
+        self.windows.chunks(self.batch)
+    }
+}
+
+/// The residual stream of some windows before one block (or after the last), a batch at a time.
+#[derive(Debug)]
+pub struct Stream {
+    batches: Vec<StoredTensor>,
+}
+
+/// A tensor in a [`Scratch`].
+#[derive(Debug)]
+pub(crate) struct StoredTensor {
+    data: Stored<f32>,
+    shape: [usize; 3],
+}
+
+impl StoredTensor {
+    pub(crate) fn keep(scratch: &Scratch, tensor: Tensor<3>) -> Result<Self, Error> {
+        let shape = tensor.dims();
+        let data = tensor.try_into_vec_as::<f32>().expect("a float tensor reads back as f32");
+        Ok(Self { data: scratch.keep(data)?, shape })
+    }
+
+    pub(crate) fn load(&self, device: &Device) -> Result<Tensor<3>, Error> {
+        let data = TensorData::new(self.data.read()?.into_owned(), self.shape);
+        Ok(Tensor::from_data(data, device))
+    }
+}
+
+impl Stream {
+    /// The token (and position) embeddings of some windows.
+    ///
+    /// # Errors
+    /// When the source or the temporary file fails, or a token is outside the vocabulary.
+    pub fn embed<S: WeightSource>(
+        source: &S,
+        windows: Windows<'_>,
+        device: &Device,
+        scratch: &Scratch,
+    ) -> Result<Self, Error> {
+        let embed = |batch| StoredTensor::keep(scratch, Decoder::embed_from(source, batch, device)?);
+        Ok(Self { batches: windows.batches().map(embed).collect::<Result<_, _>>()? })
+    }
+
+    /// Number of batches.
+    pub fn len(&self) -> usize {
+        self.batches.len()
+    }
+
+    /// Whether there is no batch.
+    pub fn is_empty(&self) -> bool {
+        self.batches.is_empty()
+    }
+
+    /// A batch: `[windows, length, d_model]`.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be read.
+    pub fn batch(&self, index: usize, device: &Device) -> Result<Tensor<3>, Error> {
+        self.batches[index].load(device)
+    }
+
+    pub(crate) fn from_batches(batches: Vec<StoredTensor>) -> Self {
+        Self { batches }
+    }
+}
+
+/// What a forward sweep is to leave behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Keep {
+    /// Nothing: the last block is not run beyond its attention input, since nothing reads what follows.
+    Nothing,
+    /// The stream before every block and after the last, for a backward sweep.
+    Boundaries,
+}
+
+/// Runs windows through the donor, block by block, and shows `visit` the true input of each layer's attention.
 ///
-/// Memory: one block, and the residual stream of all windows (`windows · length · d_model` f32). `visit` gets the
-/// layer and `[batch, length, d_model]`, several times a layer; `finish` runs once the layer's last batch was seen.
-/// The last layer is not run beyond its attention input, since nothing reads what follows.
+/// `visit` gets the layer, the block and the batch's `[windows, length, d_model]`; `finish` runs once the layer's last
+/// batch was seen. Memory: one block and what `scratch` keeps there.
 ///
 /// # Errors
-/// When the source fails, or `visit` or `finish` does.
+/// When the source or the temporary file fails, or `visit` or `finish` does.
 pub fn sweep<S: WeightSource>(
     source: &S,
-    windows: &[Vec<u32>],
+    windows: Windows<'_>,
+    keep: Keep,
     device: &Device,
-    mut visit: impl FnMut(usize, Tensor<3>) -> Result<(), Error>,
+    scratch: &Scratch,
+    mut visit: impl FnMut(usize, &Block, Tensor<3>) -> Result<(), Error>,
     mut finish: impl FnMut(usize) -> Result<(), Error>,
-) -> Result<(), Error> {
+) -> Result<Vec<Stream>, Error> {
     let config = source.config();
-    let length = windows.first().map_or(0, Vec::len);
-    let chunk = (CHUNK_TOKENS / length.max(1)).max(1);
-    let mut streams = Vec::with_capacity(windows.len().div_ceil(chunk));
-    for batch in windows.chunks(chunk) {
-        streams.push(Decoder::embed_from(source, batch, device)?);
-    }
     // Windows have no padding and one length, so every batch and layer shares one frame.
-    let frame = frame(config, &Padding::none(1), length, device);
+    let frame = frame(config, &Padding::none(1), windows.length(), device);
+    let mut stream = Stream::embed(source, windows, device, scratch)?;
+    let mut kept = Vec::new();
     for layer in 0..config.n_layers() {
         let block = Block::load(source, layer, device)?;
-        for stream in &mut streams {
-            let x = stream.clone();
+        let mut next = Vec::with_capacity(stream.len());
+        for batch in 0..stream.len() {
+            let x = stream.batch(batch, device)?;
             let h = block.attention_input(x.clone());
-            visit(layer, h.clone())?;
-            if layer + 1 < config.n_layers() {
-                *stream = block.forward_from(x, h, &frame, layer, None);
+            visit(layer, &block, h.clone())?;
+            if keep == Keep::Boundaries || layer + 1 < config.n_layers() {
+                let after = block.forward_from(x, h, &frame, layer, &mut Memory::of_pass(config));
+                next.push(StoredTensor::keep(scratch, after)?);
             }
+        }
+        let before = std::mem::replace(&mut stream, Stream::from_batches(next));
+        if keep == Keep::Boundaries {
+            kept.push(before);
         }
         finish(layer)?;
     }
-    Ok(())
+    if keep == Keep::Boundaries {
+        kept.push(stream);
+    }
+    Ok(kept)
 }

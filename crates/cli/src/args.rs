@@ -48,6 +48,8 @@ pub enum Command {
     Inspect(InspectArgs),
     /// Replace a model's attention by latent attention and write the result
     Convert(ConvertArgs),
+    /// Compare methods, metrics and ranks on a model without writing anything
+    Compare(CompareArgs),
     /// Measure perplexity, and the distance to a donor
     Eval(EvalArgs),
     /// Continue a prompt from the (latent) cache
@@ -90,7 +92,9 @@ pub struct InspectArgs {
   shrink convert meta-llama/Llama-2-7b-hf -o llama-4x
   shrink convert ./model -o out --compression-ratio 2 --calibration corpus.txt more.jsonl
   shrink convert ./model -o out --calibration org/corpus --calibration-split validation --text-field body
-  shrink convert ./model -o out --d-latent 128 --no-calibration --dtype bf16")]
+  shrink convert ./model -o out --method cascade --cascade-window 3 --ranks global
+  shrink convert ./model -o out --d-latent 128 --no-calibration --dtype bf16
+  shrink convert ./model -o out --dry-run")]
 pub struct ConvertArgs {
     /// The donor: a model folder or hub id
     pub model: String,
@@ -107,15 +111,24 @@ pub struct ConvertArgs {
         allow_negative_numbers = true
     )]
     pub compression_ratio: f64,
-    /// Latent width of K and of V, in place of a ratio
+    /// Latent width of K and of V (of `joint`: of both together), in place of a ratio
     #[arg(long, value_name = "N", conflicts_with = "compression_ratio", allow_negative_numbers = true)]
     pub d_latent: Option<usize>,
-    /// How to factorise; auto picks separate
-    #[arg(long, value_enum, default_value_t = Method::Auto)]
-    pub method: Method,
+    /// How to factorise
+    #[command(flatten)]
+    pub method: MethodArgs,
     /// Text to calibrate on
     #[command(flatten)]
     pub calibration: CalibrationArgs,
+    /// Fixes every draw: the same seed gives the same bytes
+    #[arg(long, default_value_t = 0, value_name = "SEED")]
+    pub seed: u64,
+    /// GiB of activations and statistics kept in memory; the rest goes to a temporary file beside OUT
+    #[arg(long, default_value_t = 1.0, value_name = "GIB", allow_negative_numbers = true)]
+    pub scratch_memory: f64,
+    /// Say what the conversion would take (time, memory, disk), and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
     /// Store the original W_k and W_v too, as a reconstruction loss needs them
     #[arg(long)]
     pub store_original_weights: bool,
@@ -125,6 +138,82 @@ pub struct ConvertArgs {
     /// Replace OUT if it exists
     #[arg(long)]
     pub force: bool,
+}
+
+/// `shrink compare`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shrink compare ./model --data heldout.txt --calibration corpus.txt
+  shrink compare ./model --data heldout.txt --calibration corpus.txt -r 2 --method cascade --cascade-window 1,3,7,15
+  shrink compare ./model --data heldout.txt --no-calibration --method separate,joint --objective mse,attention")]
+pub struct CompareArgs {
+    /// The donor: a model folder or hub id
+    pub model: String,
+    /// Texts to measure on, each for itself (.txt, .jsonl, .parquet)
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    pub data: Vec<PathBuf>,
+    /// Ratios to compare at
+    #[arg(
+        long,
+        short = 'r',
+        alias = "ratio",
+        value_delimiter = ',',
+        default_value = "2,4",
+        value_name = "RATIO,…",
+        allow_negative_numbers = true
+    )]
+    pub compression_ratio: Vec<f64>,
+    /// Methods to compare
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "separate,joint,cascade",
+        value_name = "METHOD,…"
+    )]
+    pub method: Vec<Method>,
+    /// Objectives to compare [default: fisher with calibration text, else mse]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "OBJECTIVE,…")]
+    pub objective: Vec<Objective>,
+    /// Rank allocations to compare [default: uniform,global with calibration text, else uniform]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "RANKS,…")]
+    pub ranks: Vec<Ranks>,
+    /// cascade: windows to compare [default: 7]
+    #[arg(long, value_delimiter = ',', value_name = "LAYERS,…")]
+    pub cascade_window: Vec<usize>,
+    /// cascade: together, apart, or both [default: together]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "HOW,…")]
+    pub cascade_latents: Vec<Latents>,
+    /// cascade: rounds of refinement to compare [default: 4]
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub cascade_rounds: Vec<usize>,
+    /// xkv: group sizes to compare [default: 4]
+    #[arg(long, value_delimiter = ',', value_name = "LAYERS,…")]
+    pub cross_layer_group_size: Vec<usize>,
+    /// decoupled_rope: kept dimensions to compare [default: 64]
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub d_rope: Vec<usize>,
+    /// How statistics are gathered
+    #[command(flatten)]
+    pub statistics: StatisticsArgs,
+    /// Text to calibrate on
+    #[command(flatten)]
+    pub calibration: CalibrationArgs,
+    /// Fixes every draw
+    #[arg(long, default_value_t = 0, value_name = "SEED")]
+    pub seed: u64,
+    /// GiB of activations and statistics kept in memory; the rest goes to a temporary file
+    #[arg(long, default_value_t = 1.0, value_name = "GIB", allow_negative_numbers = true)]
+    pub scratch_memory: f64,
+    /// Also measure the KL to the donor on held-back calibration text, as auto does
+    #[arg(long)]
+    pub measure_kl: bool,
+    /// Tokens a window of the texts
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub max_length: usize,
+    /// Windows of each text, from its start
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub windows: usize,
 }
 
 /// Where calibration text comes from.
@@ -153,13 +242,110 @@ pub struct CalibrationArgs {
     pub text_field: String,
 }
 
+/// How a model is factorised.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Method")]
+pub struct MethodArgs {
+    /// How K and V are put into latents; auto fits what applies and keeps what measures best
+    #[arg(long, value_enum, default_value_t = Method::Auto)]
+    pub method: Method,
+    /// What the factors minimise [default: fisher with calibration text, else mse]
+    #[arg(long, value_enum, value_name = "OBJECTIVE")]
+    pub objective: Option<Objective>,
+    /// Who gets how many latent numbers; auto fits both and keeps the better by KL on held-back text [default: auto]
+    #[arg(long, value_enum, value_name = "RANKS")]
+    pub ranks: Option<Ranks>,
+    /// cascade: earlier layers whose latents a layer reads [default: 7]
+    #[arg(long, value_name = "LAYERS")]
+    pub cascade_window: Option<usize>,
+    /// cascade: layers of a pipeline stage, across whose start no layer reads [default: one stage]
+    #[arg(long, value_name = "LAYERS")]
+    pub cascade_group: Option<usize>,
+    /// cascade: one latent a layer for K and V, or one each [default: together]
+    #[arg(long, value_enum, value_name = "HOW")]
+    pub cascade_latents: Option<Latents>,
+    /// cascade: rounds in which a latent is refined for all layers that read it [default: 4]
+    #[arg(long, value_name = "N")]
+    pub cascade_rounds: Option<usize>,
+    /// xkv: adjacent layers that share W_uk and W_uv [default: 4]
+    #[arg(long, value_name = "LAYERS")]
+    pub cross_layer_group_size: Option<usize>,
+    /// xkv: layers at the start that belong to no group [default: 0]
+    #[arg(long, value_name = "LAYERS")]
+    pub xkv_skip_early_layers: Option<usize>,
+    /// xkv: keep the attention of those layers as it is
+    #[arg(long, requires = "xkv_skip_early_layers")]
+    pub keep_early_layers_original: bool,
+    /// decoupled_rope: dimensions of K, and of V, that are kept as they are [default: 64]
+    #[arg(long, value_name = "N")]
+    pub d_rope: Option<usize>,
+    /// How statistics are gathered
+    #[command(flatten)]
+    pub statistics: StatisticsArgs,
+}
+
+/// How statistics are gathered.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Statistics")]
+pub struct StatisticsArgs {
+    /// Windows that go through the Fisher pass at most; the others serve the second moments alone
+    #[arg(long, default_value_t = calib::FISHER_WINDOWS, value_name = "N")]
+    pub fisher_samples: usize,
+    /// Fisher passes, with new labels each time: more of them make the metric less noisy
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub fisher_draws: usize,
+    /// Weight of a window's first token, the attention sink, as a share of all others; at 0 it is one like any other
+    #[arg(long, default_value_t = calib::SINK, value_name = "SHARE", allow_negative_numbers = true)]
+    pub sink_weight: f64,
+}
+
+/// What a cascade layer's own latent is fitted to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Latents {
+    /// K and V.
+    Together,
+    /// A latent for K and one for V.
+    Apart,
+}
+
 /// Factorisation methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "snake_case")]
 pub enum Method {
-    /// The best that applies.
+    /// The best that applies, by measurement.
     Auto,
     /// Each layer's K and V on their own.
     Separate,
+    /// Groups of layers that share W_uk and W_uv.
+    Xkv,
+    /// One latent for K and V together.
+    Joint,
+    /// Some dimensions as they are, the rest factorised.
+    DecoupledRope,
+    /// Layers read the latents of those before them and cache only what is new.
+    Cascade,
+}
+
+/// What factors minimise.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Objective {
+    /// The squared error of K and V.
+    Mse,
+    /// The error of scores and of what values add to the stream.
+    Attention,
+    /// The loss, to second order.
+    Fisher,
+}
+
+/// How a budget of latent numbers is shared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Ranks {
+    /// The same everywhere.
+    Uniform,
+    /// Where they prevent most loss.
+    Global,
+    /// The better of both, by measurement.
+    Auto,
 }
 
 /// Types a folder can be stored in.

@@ -15,14 +15,19 @@ use crate::session::Session;
 /// The text that ships with shrink: public-domain prose and speeches.
 pub const BUILTIN: &str = include_str!("../../../goldens/demo/calibration.txt");
 
+/// Windows that are held back at most.
+const HELD_BACK_WINDOWS: usize = 4;
+
 /// Fewer calibration tokens than this for each dimension of the residual stream leave directions undetermined.
 const FEW_TOKENS_A_DIMENSION: usize = 10;
 
 /// Calibration windows and where they came from.
 #[derive(Clone, Debug)]
 pub struct Calibration {
-    /// Equally long windows.
+    /// Equally long windows that factors are fitted to.
     pub windows: Vec<Vec<u32>>,
+    /// As long ones of the same text, none of them among `windows`, that candidates are measured on.
+    pub held_back: Vec<Vec<u32>>,
     /// What the user named: files, `builtin`, or a dataset.
     pub source: String,
     /// SHA-256 of the text, in hex.
@@ -45,7 +50,7 @@ pub fn load(session: &Session, args: &CalibrationArgs, model: &Model) -> anyhow:
         return Err(UserError::CalibrationToken { token, vocab_size: config.vocab_size }.into());
     }
     let length = args.max_calibration_length.min(config.max_positions);
-    let windows = spread(&tokens, length, args.num_calibration_samples);
+    let (windows, held_back) = split(&tokens, length, args.num_calibration_samples);
     if windows.is_empty() {
         return Err(UserError::CalibrationTooShort { tokens: tokens.len(), length }.into());
     }
@@ -65,7 +70,34 @@ pub fn load(session: &Session, args: &CalibrationArgs, model: &Model) -> anyhow:
         ));
     }
     let text_sha256 = hex(&Sha256::digest(text.as_bytes()));
-    Ok(Some(Calibration { windows, source: args.calibration.join(", "), text_sha256 }))
+    Ok(Some(Calibration { windows, held_back, source: args.calibration.join(", "), text_sha256 }))
+}
+
+/// How many windows are held back beside `windows` that are fitted to.
+pub fn held_back(windows: usize) -> usize {
+    HELD_BACK_WINDOWS.min((windows / 8).max(1))
+}
+
+/// Windows to fit to, and some to measure on: windows that lie between those, or where the text has none to spare, a
+/// few of them.
+pub fn split(tokens: &[u32], length: usize, count: usize) -> (Vec<Vec<u32>>, Vec<Vec<u32>>) {
+    let fitted = spread(tokens, length, count);
+    let all = tokens.len() / length.max(1);
+    let aside = held_back(fitted.len());
+    if all >= fitted.len() + aside {
+        let used: std::collections::BTreeSet<usize> =
+            (0..fitted.len()).map(|i| i * all / fitted.len()).collect();
+        let spare: Vec<usize> = (0..all).filter(|window| !used.contains(window)).collect();
+        let pick = |i: usize| spare[(2 * i + 1) * spare.len() / (2 * aside)];
+        let window = |place: usize| tokens[place * length..(place + 1) * length].to_vec();
+        return (fitted, (0..aside).map(|i| window(pick(i))).collect());
+    }
+    // Every eighth, from the middle of each eight; a single window cannot be split.
+    let windows = fitted.len();
+    let is_aside = |i: usize| windows > 1 && i % 8 == 4.min(windows - 1) && i / 8 < HELD_BACK_WINDOWS;
+    let (aside, kept): (Vec<_>, Vec<_>) = fitted.into_iter().enumerate().partition(|(i, _)| is_aside(*i));
+    let only = |windows: Vec<(usize, Vec<u32>)>| windows.into_iter().map(|(_, window)| window).collect();
+    (only(kept), only(aside))
 }
 
 /// `count` windows spread evenly over all consecutive windows of `length` tokens; all of them if there are fewer.
@@ -80,7 +112,14 @@ pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn check(args: &CalibrationArgs) -> Result<(), UserError> {
+/// Whether windows can be cut at all, whatever the text.
+///
+/// # Errors
+/// When there is to be no window, or none that predicts anything.
+pub fn check(args: &CalibrationArgs) -> Result<(), UserError> {
+    if args.no_calibration {
+        return Ok(());
+    }
     let flag = |flag, found: usize, expected: &str| UserError::Flag {
         flag,
         found: found.to_string(),
@@ -148,6 +187,19 @@ mod tests {
         assert_eq!(windows.iter().map(|w| w[0]).collect::<Vec<_>>(), [0, 30, 60]);
         assert_eq!(spread(&tokens, 10, 99).len(), 10);
         assert!(spread(&tokens[..9], 10, 3).is_empty());
+    }
+
+    #[test]
+    fn held_back_windows_are_not_among_the_fitted() {
+        let tokens: Vec<u32> = (0..1000).collect();
+        for (length, count, fitted, aside) in
+            [(10, 32, 32, 4), (10, 100, 96, 4), (10, 97, 93, 4), (100, 10, 9, 1), (500, 2, 1, 1)]
+        {
+            let (windows, held_back) = split(&tokens, length, count);
+            assert_eq!((windows.len(), held_back.len()), (fitted, aside), "{length} {count}");
+            assert!(held_back.iter().all(|window| !windows.contains(window)), "{length} {count}");
+        }
+        assert_eq!(split(&tokens, 600, 5).1, [[0; 0]; 0]);
     }
 
     #[test]

@@ -17,6 +17,26 @@ pub enum UserError {
         /// What it may be.
         expected: String,
     },
+    /// A conversion that the machine has no room for.
+    #[error("the conversion needs {needed} of {what}, and {available} are free")]
+    TooLarge {
+        /// Memory or disk.
+        what: &'static str,
+        /// What it would take.
+        needed: String,
+        /// What there is.
+        available: String,
+    },
+    /// An option of another method.
+    #[error("{flag} belongs to the method {belongs_to}, not to {found}")]
+    MethodFlag {
+        /// The option.
+        flag: &'static str,
+        /// The method that has it.
+        belongs_to: &'static str,
+        /// The method asked for.
+        found: &'static str,
+    },
     /// Calibration text shorter than one window.
     #[error("the calibration text has {tokens} tokens, fewer than one window of {length}")]
     CalibrationTooShort {
@@ -80,6 +100,15 @@ impl UserError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             UserError::Flag { .. } => "shrink help <COMMAND> lists every option with its default".into(),
+            UserError::TooLarge { what: "memory", .. } => {
+                "lower --scratch-memory or --max-calibration-length; --dry-run shows what each takes".into()
+            }
+            UserError::TooLarge { .. } => {
+                "name an OUT on a larger disk, or take --cascade-window 1 or --method separate".into()
+            }
+            UserError::MethodFlag { flag, belongs_to, .. } => {
+                format!("take --method {belongs_to}, or leave {flag} out")
+            }
             UserError::CalibrationTooShort { .. } => {
                 "give more text (--calibration FILE), or shorten --max-calibration-length".into()
             }

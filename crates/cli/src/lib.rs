@@ -7,6 +7,9 @@ pub mod convert;
 pub mod corpus;
 pub mod device;
 pub mod error;
+mod forecast;
+pub mod plans;
+mod record;
 mod report;
 pub mod session;
 mod ui;
@@ -27,6 +30,7 @@ pub fn run(cli: Cli, registry: Registry) -> anyhow::Result<()> {
         Command::Demo(args) => commands::demo::run(&session, &args),
         Command::Inspect(args) => commands::inspect::run(&session, &args),
         Command::Convert(args) => commands::convert::run(&session, &args),
+        Command::Compare(args) => commands::compare::run(&session, &args),
         Command::Eval(args) => commands::eval::run(&session, &args),
         Command::Generate(args) => commands::generate::run(&session, &args),
         Command::Memory(args) => commands::memory::run(&session, &args),

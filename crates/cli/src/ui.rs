@@ -99,9 +99,40 @@ impl Task {
     }
 }
 
-impl calib::Observer for Task {
-    fn layer(&mut self, done: usize, layers: usize) {
-        self.at(done as u64, layers as u64);
+/// The phases of a conversion, a task each.
+#[derive(Debug)]
+pub struct Phases {
+    ui: Ui,
+    current: Option<(Task, u64)>,
+}
+
+impl Ui {
+    /// Progress of a conversion.
+    pub fn phases(self) -> Phases {
+        Phases { ui: self, current: None }
+    }
+}
+
+impl calib::Observer for Phases {
+    fn phase(&mut self, name: &'static str, steps: usize) {
+        if let Some((task, _)) = self.current.take() {
+            task.finish();
+        }
+        self.current = Some((self.ui.task(name, steps as u64), steps as u64));
+    }
+
+    fn step(&mut self, done: usize) {
+        if let Some((task, steps)) = &mut self.current {
+            task.at(done as u64, *steps);
+        }
+    }
+}
+
+impl Drop for Phases {
+    fn drop(&mut self) {
+        if let Some((task, _)) = self.current.take() {
+            task.finish();
+        }
     }
 }
 

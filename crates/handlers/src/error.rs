@@ -154,6 +154,14 @@ pub enum Error {
         /// The type asked for.
         dtype: &'static str,
     },
+    /// A factor could not be fetched from where it was kept.
+    #[error("cannot fetch the factor for {slot}: {source}")]
+    Factor {
+        /// What it is in the graph.
+        slot: String,
+        /// The reason.
+        source: mla_core::SourceError,
+    },
     /// The tokenizer cannot be loaded or refuses a text.
     #[error("tokenizer {}: {reason}", path.display())]
     Tokenizer {
@@ -231,6 +239,7 @@ impl Error {
                 "the weights are damaged, or were saved in f16 and overflowed: use the bf16 or f32 original".into()
             }
             Error::Overflow { .. } => "use --dtype bf16, which has f32's range".into(),
+            Error::Factor { .. } => "check the disk that holds temporary files, and convert again".into(),
             Error::Tokenizer { .. } => {
                 "shrink reads tokenizer.json; transformers writes one with AutoTokenizer(...).save_pretrained".into()
             }

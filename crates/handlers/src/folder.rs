@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::Path;
 
-use mla_core::{Matrix, Slot, WeightMap, WeightSource};
+use mla_core::{Patch, Slot};
 use safetensors::{SafeTensorError, View};
 use serde_json::{Map, Value, json};
 
@@ -43,8 +43,9 @@ pub struct FolderPlan<'a> {
     pub donor: &'a Model,
     /// Method, objective and ranks.
     pub section: MlaSection,
-    /// The factors of every latent layer, with the converted graph as their configuration.
-    pub factors: &'a WeightMap,
+    /// The factors of every latent layer, with the converted graph as their configuration. Each is fetched when its turn
+    /// to be written comes.
+    pub factors: &'a dyn Patch,
     /// The type of every tensor; `None` keeps the donor's types and stores the factors as f32, since rounding would
     /// cost `W_up` its orthonormal columns.
     pub dtype: Option<Dtype>,
@@ -66,7 +67,7 @@ pub struct Written {
 /// Writes a converted model folder. `on_bytes` hears of progress: bytes done, bytes in all.
 ///
 /// # Errors
-/// When a weight is not finite or overflows the type, or the disk fails. Nothing is left behind then, and an existing
+/// When a weight is not finite or overflows the type, a factor cannot be fetched, or the disk fails. Nothing is left behind then, and an existing
 /// folder is as it was.
 ///
 /// # Panics
@@ -106,8 +107,8 @@ enum Source<'a> {
     Donor { key: &'a str },
     /// Read slot by slot from the donor: cut out of a fused tensor, `[d_out, d_in]`.
     Slot(Slot),
-    /// A factor, `[d_out, d_in]`.
-    Factor(&'a Matrix, Layout),
+    /// A factor, `[d_out, d_in]`, stored in a layout.
+    Factor(&'a dyn Patch, Slot, Layout),
 }
 
 impl FolderPlan<'_> {
@@ -118,17 +119,16 @@ impl FolderPlan<'_> {
         let mut seen = std::collections::HashSet::new();
         let mut tensors = Vec::new();
         for spec in specs {
-            let factor = self.factors.get(spec.slot);
-            if let Some(factor) = factor {
-                let fits =
-                    spec.outputs.is_none() && factor.data.len() == spec.shape.iter().product::<usize>();
+            let factor = self.factors.shape(spec.slot);
+            if let Some([rows, cols]) = factor {
+                let fits = spec.outputs.is_none() && rows * cols == spec.shape.iter().product::<usize>();
                 assert!(fits, "{}: the factor for {} is no whole tensor of that shape", spec.key, spec.slot);
             }
             if !seen.insert(spec.key.clone()) {
                 continue;
             }
             let (source, stored) = match (factor, donor.get(&spec.slot)) {
-                (Some(factor), _) => (Source::Factor(factor, spec.layout), Dtype::F32),
+                (Some(_), _) => (Source::Factor(self.factors, spec.slot, spec.layout), Dtype::F32),
                 (None, Some(original)) if original.key == spec.key => {
                     (Source::Donor { key: &original.key }, self.stored_dtype(&original.key)?)
                 }
@@ -167,7 +167,19 @@ impl Pending<'_> {
     /// The tensor's bytes in its type; checked to be finite and to fit.
     fn encode(&self, donor: &Model) -> Result<Vec<u8>, Error> {
         match &self.source {
-            Source::Factor(matrix, layout) => {
+            Source::Factor(factors, slot, layout) => {
+                let unreadable = |source| Error::Factor { slot: slot.to_string(), source };
+                let matrix = factors
+                    .get(*slot)
+                    .and_then(|matrix| matrix.ok_or_else(|| "it is not there any more".into()))
+                    .map_err(unreadable)?;
+                let expected = self.shape.iter().product::<usize>();
+                assert_eq!(
+                    matrix.data.len(),
+                    expected,
+                    "{}: the factor for {slot} changed its size",
+                    self.key
+                );
                 check_finite(donor, &self.key, &matrix.data)?;
                 self.cast(&in_layout(&matrix.data, [matrix.rows, matrix.cols], *layout))
             }

@@ -1,22 +1,41 @@
-//! What a converted folder adds to its donor's: the `mla` section of `config.json` and the latent tensors' names.
+//! What a converted folder adds to its donor's: the `mla` section of `config.json`.
+//!
+//! [`LayerRanks`] is one entry of it; `mla/tensors.rs` names the latent tensors it implies.
 
-use mla_core::decoder::AttentionKind;
-use mla_core::{DecoderConfig, LayerSlot, Part, Slot};
+mod ranks;
+mod tensors;
+
+pub use ranks::LayerRanks;
+
+use mla_core::DecoderConfig;
+use mla_core::decoder::{AttentionKind, LatentWidth};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use crate::config_json::ConfigJson;
 use crate::error::Error;
-use crate::spec::TensorSpec;
 
 /// The `mla` section of `config.json`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MlaSection {
     /// Layout of this section; readers refuse one they do not know.
     pub version: u32,
-    /// How the factors were found: `separate`, …
+    /// How the factors were found: `separate`, `cascade`, …
     pub method: String,
     /// The metric they minimise: `mse`, …
     pub objective: String,
+    /// Earlier layers that a layer reads (cascade). A record: the entries of `layers` say what is read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<usize>,
+    /// Layers of a group that read each other only (cascade). A record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<usize>,
+    /// Layers that share one `W_up` (xKV). A record: the entries of `layers` say whose is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group_size: Option<usize>,
+    /// Rotary dimensions of K and V that were kept as they are (decoupled RoPE). A record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub d_rope: Option<usize>,
     /// One entry a layer; `null` for a layer that keeps its original attention.
     pub layers: Vec<Option<LayerRanks>>,
     /// Whether the original `W_k` and `W_v` are stored too.
@@ -24,18 +43,30 @@ pub struct MlaSection {
     pub store_original_weights: bool,
 }
 
-/// Latent widths of one layer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LayerRanks {
-    /// Latent numbers a token for keys.
-    pub d_latent_k: usize,
-    /// Latent numbers a token for values.
-    pub d_latent_v: usize,
-}
-
 impl MlaSection {
     /// The layout this version writes.
     pub const VERSION: u32 = 1;
+
+    /// The section that describes a converted graph, without any record of how it was found but the names.
+    pub fn from_config(
+        method: impl Into<String>,
+        objective: impl Into<String>,
+        config: &DecoderConfig,
+        store_original_weights: bool,
+    ) -> Self {
+        let ranks = |layer| config.latent(layer).map(|latent| LayerRanks::new(layer, latent));
+        Self {
+            version: Self::VERSION,
+            method: method.into(),
+            objective: objective.into(),
+            window: None,
+            group: None,
+            group_size: None,
+            d_rope: None,
+            layers: (0..config.n_layers()).map(ranks).collect(),
+            store_original_weights,
+        }
+    }
 
     /// Reads the section, if the configuration has one.
     ///
@@ -44,94 +75,72 @@ impl MlaSection {
     pub fn read(json: &ConfigJson, config: &DecoderConfig) -> Result<Option<Self>, Error> {
         let Some(value) = json.get("mla") else { return Ok(None) };
         let bad = |expected: String| json.bad("mla", expected, value);
-        let section: Self =
-            serde_json::from_value(value.clone()).map_err(|e| bad(format!("a valid section ({e})")))?;
-        if section.version != Self::VERSION {
+        // Read first and alone: another version may have other fields.
+        let version = value.get("version").and_then(Value::as_u64);
+        if version.is_some_and(|version| version != u64::from(Self::VERSION)) {
             return Err(bad(format!("version {}, which this shrink reads", Self::VERSION)));
         }
+        let section = Self::deserialize(value).map_err(|e| bad(format!("a valid section ({e})")))?;
         if section.layers.len() != config.n_layers() {
             return Err(bad(format!("{} layers, as the model has", config.n_layers())));
         }
-        let fits = |rank: usize| (1..=config.d_kv()).contains(&rank);
-        if section.layers.iter().flatten().any(|layer| !fits(layer.d_latent_k) || !fits(layer.d_latent_v)) {
-            return Err(bad(format!("latent widths from 1 to d_kv = {}", config.d_kv())));
+        let d_kv = config.d_kv();
+        for (field, allowed, expected) in [
+            ("group", section.group != Some(0), "at least 1".to_owned()),
+            ("group_size", section.group_size != Some(0), "at least 1".to_owned()),
+            ("d_rope", section.d_rope.is_none_or(|d| d <= d_kv), format!("at most d_kv = {d_kv}")),
+        ] {
+            if !allowed {
+                return Err(json.bad(&format!("mla.{field}"), expected, &value[field]));
+            }
+        }
+        for layer in 0..config.n_layers() {
+            if let Some(expected) = section.fault(layer, d_kv) {
+                return Err(json.bad(&format!("mla.layers[{layer}]"), expected, &value["layers"][layer]));
+            }
         }
         Ok(Some(section))
     }
 
+    /// What a layer's entry should be and is not.
+    fn fault(&self, layer: usize, d_kv: usize) -> Option<String> {
+        let ranks = self.layers[layer]?;
+        let (most, fits) = match ranks.width {
+            LatentWidth::Split { d_latent_k, d_latent_v } => {
+                (d_kv, [d_latent_k, d_latent_v].iter().all(|rank| (1..=d_kv).contains(rank)))
+            }
+            LatentWidth::Joint { d_latent } => (2 * d_kv, (1..=2 * d_kv).contains(&d_latent)),
+        };
+        if !fits {
+            return Some(match ranks.width {
+                LatentWidth::Split { .. } => format!("latent widths from 1 to d_kv = {most}"),
+                LatentWidth::Joint { .. } => format!("a latent width from 1 to 2 · d_kv = {most}"),
+            });
+        }
+        if ranks.reads_from.is_some_and(|first| first > layer) {
+            return Some(format!("reads_from of at most {layer}: a layer reads earlier ones"));
+        }
+        let up_of = ranks.up_of?;
+        if up_of > layer {
+            return Some(format!("up_of of at most {layer}: a group's W_up is that of its first layer"));
+        }
+        match self.layers[up_of] {
+            Some(leader) if leader.up_of.is_some_and(|other| other != up_of) => {
+                Some(format!("up_of a layer with a W_up of its own, which layer {up_of} has not"))
+            }
+            Some(leader) if leader.width == ranks.width => None,
+            Some(_) => Some(format!("the latent widths of layer {up_of}, whose W_up it uses")),
+            None => Some(format!("up_of a layer with latents, which layer {up_of} has not")),
+        }
+    }
+
     /// The donor's graph with this section's attention.
     pub fn apply(&self, mut config: DecoderConfig) -> DecoderConfig {
-        for (layer, ranks) in config.layers.iter_mut().zip(&self.layers) {
-            if let Some(LayerRanks { d_latent_k, d_latent_v }) = *ranks {
-                layer.attention = AttentionKind::Latent { d_latent_k, d_latent_v };
+        for (layer, (place, ranks)) in config.layers.iter_mut().zip(&self.layers).enumerate() {
+            if let Some(ranks) = ranks {
+                place.attention = AttentionKind::Latent(ranks.latent(layer));
             }
         }
         config
-    }
-
-    /// The tensors of the converted folder, from those of the donor.
-    ///
-    /// A latent layer's `W_k` and `W_v` give way to `….mla.w_down_k`, `w_up_k`, `w_down_v`, `w_up_v`, all
-    /// `[d_out, d_in]`. Where they were part of a fused tensor, `W_q` moves to `….mla.w_q`; fused biases stay.
-    pub fn tensors(&self, donor: &[TensorSpec], config: &DecoderConfig) -> Vec<TensorSpec> {
-        let (d_model, d_kv) = (config.d_model, config.d_kv());
-        let mut specs = Vec::with_capacity(donor.len());
-        for spec in donor {
-            let Slot::Layer(layer, slot) = spec.slot else {
-                specs.push(spec.clone());
-                continue;
-            };
-            let Some(ranks) = self.layers[layer] else {
-                specs.push(spec.clone());
-                continue;
-            };
-            let matrix = |name: &str, slot, rows, cols| {
-                TensorSpec::matrix(
-                    format!("{}.mla.{name}", module_of(&spec.key)),
-                    Slot::Layer(layer, slot),
-                    rows,
-                    cols,
-                )
-            };
-            match slot {
-                LayerSlot::Key(Part::Weight) => {
-                    specs.push(matrix("w_down_k", LayerSlot::DownKey, ranks.d_latent_k, d_model));
-                    specs.push(matrix("w_up_k", LayerSlot::UpKey, d_kv, ranks.d_latent_k));
-                    if self.store_original_weights {
-                        specs.push(matrix("w_k", slot, d_kv, d_model));
-                    }
-                }
-                LayerSlot::Value(Part::Weight) => {
-                    specs.push(matrix("w_down_v", LayerSlot::DownValue, ranks.d_latent_v, d_model));
-                    specs.push(matrix("w_up_v", LayerSlot::UpValue, d_kv, ranks.d_latent_v));
-                    if self.store_original_weights {
-                        specs.push(matrix("w_v", slot, d_kv, d_model));
-                    }
-                }
-                LayerSlot::Query(Part::Weight) if spec.outputs.is_some() => {
-                    specs.push(matrix("w_q", slot, config.n_heads * config.d_head, d_model));
-                }
-                _ => specs.push(spec.clone()),
-            }
-        }
-        specs
-    }
-}
-
-/// The attention module of a projection: `model.layers.3.self_attn` of `model.layers.3.self_attn.k_proj.weight`.
-fn module_of(key: &str) -> &str {
-    let projection = key.rsplit_once('.').map_or(key, |(projection, _)| projection);
-    projection.rsplit_once('.').map_or(projection, |(module, _)| module)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_projections_module_is_what_stands_before_its_name() {
-        assert_eq!(module_of("model.layers.3.self_attn.k_proj.weight"), "model.layers.3.self_attn");
-        assert_eq!(module_of("h.0.attn.c_attn.weight"), "h.0.attn");
-        assert_eq!(module_of("weight"), "weight");
     }
 }

@@ -1,5 +1,6 @@
 //! Where weights come from: one tensor at a time, so that a model need never be in memory whole.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -37,6 +38,29 @@ pub trait WeightSource {
     fn rows(&self, slot: Slot, rows: &[u32], device: &Device) -> Result<Tensor<2>, SourceError>;
 }
 
+/// A few tensors that stand before those of another source: the factors of a conversion, wherever they are kept.
+pub trait Patch {
+    /// The graph of the patched model.
+    fn config(&self) -> &DecoderConfig;
+
+    /// The size of the tensor in a slot, without reading it: `[rows, cols]`; `None` where the patch has nothing.
+    fn shape(&self, slot: Slot) -> Option<[usize; 2]>;
+
+    /// The tensor in a slot, `[d_out, d_in]` (a vector is a matrix of one row); `None` where the patch has nothing.
+    ///
+    /// # Errors
+    /// When it is kept somewhere that cannot be read.
+    fn get(&self, slot: Slot) -> Result<Option<Cow<'_, Matrix>>, SourceError>;
+
+    /// Lays these tensors over `base`: what is absent here is read there.
+    fn over<'a, S: WeightSource>(&'a self, base: &'a S) -> Overlay<'a, Self, S>
+    where
+        Self: Sized,
+    {
+        Overlay { patch: self, base }
+    }
+}
+
 /// Weights held in memory: for tests, for models made in code, and as a patch over another source.
 #[derive(Clone, Debug)]
 pub struct WeightMap {
@@ -60,18 +84,32 @@ impl WeightMap {
         self.insert(Slot::Layer(layer, slot), matrix);
     }
 
+    /// The graph these weights belong to.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
     /// The tensor in a slot, if it is held here.
     pub fn get(&self, slot: Slot) -> Option<&Matrix> {
         self.tensors.get(&slot)
     }
 
-    /// Lays these tensors over `base`: what is absent here is read there.
-    pub fn over<'a, S: WeightSource>(&'a self, base: &'a S) -> Overlay<'a, S> {
-        Overlay { patch: self, base }
-    }
-
     fn require(&self, slot: Slot) -> Result<&Matrix, SourceError> {
         self.get(slot).ok_or_else(|| format!("no tensor for {slot}").into())
+    }
+}
+
+impl Patch for WeightMap {
+    fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    fn shape(&self, slot: Slot) -> Option<[usize; 2]> {
+        self.tensors.get(&slot).map(|matrix| [matrix.rows, matrix.cols])
+    }
+
+    fn get(&self, slot: Slot) -> Result<Option<Cow<'_, Matrix>>, SourceError> {
+        Ok(self.tensors.get(&slot).map(Cow::Borrowed))
     }
 }
 
@@ -85,55 +123,63 @@ impl WeightSource for WeightMap {
     }
 
     fn vector(&self, slot: Slot, device: &Device) -> Result<Tensor<1>, SourceError> {
-        Ok(Tensor::from_data(
-            TensorData::new(self.require(slot)?.data.clone(), [self.require(slot)?.data.len()]),
-            device,
-        ))
+        Ok(self.require(slot)?.to_vector(device))
     }
 
     fn rows(&self, slot: Slot, rows: &[u32], device: &Device) -> Result<Tensor<2>, SourceError> {
-        let table = self.require(slot)?;
-        let mut data = Vec::with_capacity(rows.len() * table.cols);
-        for &row in rows {
-            let start = row as usize * table.cols;
-            let slice = table.data.get(start..start + table.cols);
-            data.extend_from_slice(
-                slice.ok_or_else(|| format!("row {row} of {slot}, which has {} rows", table.rows))?,
-            );
-        }
-        Ok(Matrix::new(rows.len(), table.cols, data).to_tensor(device))
+        Ok(self.require(slot)?.rows_of(slot, rows)?.to_tensor(device))
     }
 }
 
-/// A [`WeightMap`] laid over another source; the configuration is the map's.
+impl Matrix {
+    /// All numbers as one vector.
+    fn to_vector(&self, device: &Device) -> Tensor<1> {
+        Tensor::from_data(TensorData::new(self.data.clone(), [self.data.len()]), device)
+    }
+
+    /// Some rows, in the order of `rows`.
+    fn rows_of(&self, slot: Slot, rows: &[u32]) -> Result<Matrix, SourceError> {
+        let mut data = Vec::with_capacity(rows.len() * self.cols);
+        for &row in rows {
+            let start = row as usize * self.cols;
+            let slice = self.data.get(start..start + self.cols);
+            data.extend_from_slice(
+                slice.ok_or_else(|| format!("row {row} of {slot}, which has {} rows", self.rows))?,
+            );
+        }
+        Ok(Matrix::new(rows.len(), self.cols, data))
+    }
+}
+
+/// A [`Patch`] laid over another source; the configuration is the patch's.
 #[derive(Debug)]
-pub struct Overlay<'a, S> {
-    patch: &'a WeightMap,
+pub struct Overlay<'a, P, S> {
+    patch: &'a P,
     base: &'a S,
 }
 
-impl<S: WeightSource> WeightSource for Overlay<'_, S> {
+impl<P: Patch, S: WeightSource> WeightSource for Overlay<'_, P, S> {
     fn config(&self) -> &DecoderConfig {
-        &self.patch.config
+        self.patch.config()
     }
 
     fn matrix(&self, slot: Slot, device: &Device) -> Result<Tensor<2>, SourceError> {
-        match self.patch.get(slot) {
-            Some(_) => self.patch.matrix(slot, device),
+        match self.patch.get(slot)? {
+            Some(matrix) => Ok(matrix.to_tensor(device)),
             None => self.base.matrix(slot, device),
         }
     }
 
     fn vector(&self, slot: Slot, device: &Device) -> Result<Tensor<1>, SourceError> {
-        match self.patch.get(slot) {
-            Some(_) => self.patch.vector(slot, device),
+        match self.patch.get(slot)? {
+            Some(vector) => Ok(vector.to_vector(device)),
             None => self.base.vector(slot, device),
         }
     }
 
     fn rows(&self, slot: Slot, rows: &[u32], device: &Device) -> Result<Tensor<2>, SourceError> {
-        match self.patch.get(slot) {
-            Some(_) => self.patch.rows(slot, rows, device),
+        match self.patch.get(slot)? {
+            Some(table) => Ok(table.rows_of(slot, rows)?.to_tensor(device)),
             None => self.base.rows(slot, rows, device),
         }
     }

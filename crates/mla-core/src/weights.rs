@@ -49,6 +49,14 @@ pub enum LayerSlot {
     DownValue,
     /// `[d_kv, d_latent_v]`, orthonormal columns.
     UpValue,
+    /// `[d_latent, d_model]`, where keys and values share one latent.
+    DownJoint,
+    /// `[W_uk; W_uv]` stacked, `[2 · d_kv, d_latent]`, orthonormal columns as a whole.
+    UpJoint,
+    /// `[d_kv, columns]`: keys from all that is not their own latent (see `DecoderConfig::cross_columns`).
+    CrossKey,
+    /// `[d_kv, columns]`: values from all that is not their own latent.
+    CrossValue,
     /// The norm before the MLP.
     MlpNorm(Part),
     /// `[d_ff, d_model]`, gated MLPs only.

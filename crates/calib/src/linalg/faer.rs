@@ -1,6 +1,7 @@
 //! The pure-Rust backend.
 
 use faer::linalg::matmul::triangular::{self, BlockStructure};
+use faer::linalg::solvers::Solve;
 use faer::{Accum, MatMut, MatRef, Par, Side};
 
 use super::Mat64;
@@ -28,6 +29,18 @@ pub(super) fn add_gram(sum: &mut Mat64, h: &[f64]) {
     let dst = MatMut::from_row_major_slice_mut(&mut sum.data, d, d);
     let (full, lower) = (BlockStructure::Rectangular, BlockStructure::TriangularLower);
     triangular::matmul(dst, lower, Accum::Add, h.transpose(), full, h, full, 1.0, Par::rayon(0));
+}
+
+pub(super) fn add_cross(sum: &mut Mat64, a: &[f64], b: &[f64]) {
+    let (rows, cols) = (sum.rows, sum.cols);
+    let a = MatRef::from_row_major_slice(a, a.len() / rows, rows);
+    let b = MatRef::from_row_major_slice(b, b.len() / cols, cols);
+    let dst = MatMut::from_row_major_slice_mut(&mut sum.data, rows, cols);
+    faer::linalg::matmul::matmul(dst, Accum::Add, a.transpose(), b, 1.0, Par::rayon(0));
+}
+
+pub(super) fn solve(a: &Mat64, b: &Mat64) -> Option<Mat64> {
+    Some(collect(view(a).llt(Side::Lower).ok()?.solve(view(b)).as_ref()))
 }
 
 pub(super) fn eigh(m: &Mat64) -> Option<(Vec<f64>, Mat64)> {

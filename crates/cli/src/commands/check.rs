@@ -2,6 +2,7 @@
 
 use calib::linalg::Mat64;
 use handlers::{ConfigJson, Dtype, MlaSection, Model};
+use mla_core::decoder::LatentWidth;
 use mla_core::{LayerSlot, Matrix, Slot, WeightSource};
 use serde_json::{Value, json};
 
@@ -40,7 +41,7 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
     for (done, spec) in model.specs().iter().enumerate() {
         // `read` refuses NaN and infinity.
         let (values, _) = model.read(spec.slot)?;
-        if let Slot::Layer(_, LayerSlot::UpKey | LayerSlot::UpValue) = spec.slot {
+        if let Slot::Layer(_, LayerSlot::UpKey | LayerSlot::UpValue | LayerSlot::UpJoint) = spec.slot {
             let [rows, cols] = spec.slot_shape();
             let w_up = Mat64::from_matrix(&Matrix::new(rows, cols, values));
             let bound = bound(stored(model, &spec.key)?);
@@ -115,17 +116,20 @@ fn differs(recorded: &Value, section: &MlaSection) -> Option<String> {
     if layers.len() != section.layers.len() {
         return Some(format!("{} layers, config.json has {}", layers.len(), section.layers.len()));
     }
-    let text = |[k, v]: [Option<u64>; 2]| match (k, v) {
-        (None, None) => "none".to_owned(),
-        (k, v) => [k, v].map(|d| d.map_or("none".into(), |d| d.to_string())).join(" and "),
+    let text = |widths: [Option<u64>; 3]| {
+        let found: Vec<String> = widths.into_iter().flatten().map(|width| width.to_string()).collect();
+        if found.is_empty() { "none".to_owned() } else { found.join(" and ") }
     };
     let pairs = layers.iter().zip(&section.layers).enumerate();
     pairs
         .map(|(layer, (recorded, ranks))| {
-            let recorded = ["key", "value"].map(|part| recorded[part]["d_latent"].as_u64());
-            let ranks = match ranks {
-                Some(ranks) => [ranks.d_latent_k, ranks.d_latent_v].map(|d| Some(d as u64)),
-                None => [None; 2],
+            let recorded = ["key", "value", "joint"].map(|part| recorded[part]["d_latent"].as_u64());
+            let ranks = match ranks.map(|ranks| ranks.width) {
+                Some(LatentWidth::Split { d_latent_k, d_latent_v }) => {
+                    [Some(d_latent_k as u64), Some(d_latent_v as u64), None]
+                }
+                Some(LatentWidth::Joint { d_latent }) => [None, None, Some(d_latent as u64)],
+                None => [None; 3],
             };
             (layer, recorded, ranks)
         })

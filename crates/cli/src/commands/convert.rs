@@ -1,64 +1,139 @@
 //! `shrink convert`.
 
-use handlers::{Existing, Output};
-use mla_core::WeightSource;
+use calib::{Conversion, Scratch, Width};
+use handlers::{Existing, Output, Written};
+use mla_core::{DecoderConfig, Patch, WeightSource};
 use serde_json::json;
 
-use crate::args::ConvertArgs;
+use crate::args::{ConvertArgs, Method};
+use crate::calibration::Calibration;
 use crate::session::Session;
-use crate::{calibration, convert, report};
+use crate::{calibration, convert, forecast, plans, record, report};
 
 /// Converts a donor and writes the result.
 pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     // What can be refused is refused before anything is downloaded or computed.
-    if args.output.exists() && !args.force {
+    if args.output.exists() && !args.force && !args.dry_run {
         return Err(handlers::Error::OutputExists { path: args.output.clone() }.into());
     }
     let donor = session.open(&args.model)?;
-    let width = convert::width(args.compression_ratio, args.d_latent)?;
-    let plan = calib::Plan::new(donor.model.config(), width)?;
-    note_rounding(session, width, plan.apply(donor.model.config()).compression_ratio());
-    let existing = if args.force { Existing::Replace } else { Existing::Keep };
-    let output = Output::prepare(&args.output, existing, donor.model.folder())?;
-    let calibration = calibration::load(session, &args.calibration, &donor.model)?;
-    let conversion = convert::factors(session, &donor.model, width, calibration.as_ref())?;
-    let request = convert::Request {
-        method: args.method,
-        width,
+    let config = donor.model.config();
+    let width = plans::width(args.compression_ratio, args.d_latent)?;
+    let mut request = convert::Request {
+        plans: plans::plans(&args.method, width, !args.calibration.no_calibration, config)?,
+        options: plans::options(&args.method.statistics, args.seed)?,
         store_original_weights: args.store_original_weights,
         dtype: args.dtype.map(crate::args::StoreDtype::dtype),
     };
-    let written = convert::write(session, &donor, &request, calibration.as_ref(), &conversion, output)?;
-
-    let config = conversion.factors.config();
-    let mean = |pick: fn(&calib::LayerReport) -> f64| {
-        conversion.layers.iter().map(pick).sum::<f64>() / conversion.layers.len() as f64
+    convert::check(&request, &donor.model)?;
+    calibration::check(&args.calibration)?;
+    let scratch_bytes = plans::scratch_bytes(args.scratch_memory)?;
+    if args.method.method == Method::Auto {
+        session.ui.note(&format!(
+            "attention: {} ({} kv heads for {} query heads)",
+            config.sharing(),
+            config.n_kv_heads,
+            config.n_heads
+        ));
+    }
+    let forecast_of = |request: &convert::Request| {
+        let (donor, text) = (&donor.model, &args.calibration);
+        forecast::forecast(session, donor, request, text, scratch_bytes, beside(&args.output))
     };
-    let (kept_k, kept_v) = (mean(|l| l.key.energy_kept), mean(|l| l.value.energy_kept));
+    let mut forecast = forecast_of(&request);
+    if args.method.method == Method::Auto && forecast.check().is_err() && drop_cascade(&mut request) {
+        session.ui.note(
+            "note: cascade is left out: its statistics do not fit (--dry-run --method cascade shows them)",
+        );
+        forecast = forecast_of(&request);
+    }
+    if args.dry_run {
+        session.print(&forecast.object(), &forecast.text())?;
+        return Ok(forecast.check()?);
+    }
+    forecast.check()?;
+    let existing = if args.force { Existing::Replace } else { Existing::Keep };
+    let output = Output::prepare(&args.output, existing, donor.model.folder())?;
+    let calibration = calibration::load(session, &args.calibration, &donor.model)?;
+    let scratch = Scratch::new(scratch_bytes, beside(&args.output));
+    let conversion = convert::factors(session, &donor.model, &request, calibration.as_ref(), &scratch)?;
+    note_rounding(session, width, convert::ratio(&conversion));
+    if conversion.trials.len() > 1 {
+        session.ui.note(&format!("\n{}", record::trials_table(&conversion)));
+    }
+    if let (Method::Xkv, Some(calibration)) = (args.method.method, &calibration) {
+        note_dominated(session, &donor.model, &request, calibration, &conversion, &scratch)?;
+    }
+    let written = convert::write(session, &donor, &request, calibration.as_ref(), &conversion, output)?;
+    report(session, args, calibration.as_ref(), &conversion, &written)
+}
+
+/// Leaves `cascade` out where there is something else.
+fn drop_cascade(request: &mut convert::Request) -> bool {
+    let is_cascade = |plan: &calib::Plan| matches!(plan.method, calib::Method::Cascade(_));
+    let others = request.plans.iter().filter(|plan| !is_cascade(plan)).count();
+    let drop = others > 0 && others < request.plans.len();
+    if drop {
+        request.plans.retain(|plan| !is_cascade(plan));
+    }
+    drop
+}
+
+/// The folder that holds OUT.
+fn beside(output: &std::path::Path) -> &std::path::Path {
+    match output.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => std::path::Path::new("."),
+    }
+}
+
+fn report(
+    session: &Session,
+    args: &ConvertArgs,
+    calibration: Option<&Calibration>,
+    conversion: &Conversion,
+    written: &Written,
+) -> anyhow::Result<()> {
+    let config = conversion.factors.config();
+    let [kept_k, kept_v] = record::energy(&conversion.layers);
     let size = train::eval::cache_sizes(config, &[4096], 1, 2)[0];
-    let layer = &conversion.layers[0];
+    let objective = convert::objective(&conversion.plan, calibration.is_some());
+    let kl = conversion.trials[conversion.chosen].kl;
     let object = json!({
         "output": args.output.display().to_string(),
-        "method": request.method.name(),
-        "objective": convert::objective(calibration.as_ref()),
+        "method": conversion.plan.method.name(),
+        "objective": objective,
+        "ranks": conversion.plan.ranks.name(),
         "layers": config.n_layers(),
         "d_kv": config.d_kv(),
-        "d_latent": layer.key.d_latent,
+        "latent_numbers": (0..config.n_layers()).map(|layer| config.cached_numbers(layer)).collect::<Vec<_>>(),
         "compression_ratio": config.compression_ratio(),
         "calibration_tokens": conversion.tokens,
+        "held_back_tokens": conversion.held_back_tokens,
+        "kl": kl,
+        "trials": record::trials(conversion),
         "energy_kept_k": kept_k,
         "energy_kept_v": kept_v,
         "weight_bytes": written.weight_bytes,
         "tensors": written.tensors,
     });
+    let measured = match kl {
+        Some(kl) => format!(
+            "KL to the donor on {} held-back tokens: {kl:.4} nats a token\n",
+            conversion.held_back_tokens
+        ),
+        None => String::new(),
+    };
     let text = format!(
-        "{out}: {n} layers, d_kv {d_kv} -> d_latent {d}, cache {ratio:.2}x smaller\n\
-         energy kept: K {k:.2}%, V {v:.2}% (mean of layers)\n\
+        "{out}: {method}, {objective}, {ranks} ranks\n\
+         {n} layers, {widths}, cache {ratio:.2}x smaller\n\
+         energy kept: K {k:.2}%, V {v:.2}% (mean of layers)\n{measured}\
          cache of 4096 tokens, 16 bit: {theirs} -> {ours}\n",
         out = args.output.display(),
+        method = conversion.plan.method.name(),
+        ranks = conversion.plan.ranks.name(),
         n = config.n_layers(),
-        d_kv = config.d_kv(),
-        d = layer.key.d_latent,
+        widths = widths(config),
         ratio = config.compression_ratio(),
         k = 100.0 * kept_k,
         v = 100.0 * kept_v,
@@ -68,11 +143,39 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     session.print(&object, &text)
 }
 
+/// `K and V of 192 + 192 -> 48 to 96 latent numbers`.
+fn widths(config: &DecoderConfig) -> String {
+    let numbers = || (0..config.n_layers()).map(|layer| config.cached_numbers(layer));
+    let (least, most) = (numbers().min().unwrap_or(0), numbers().max().unwrap_or(0));
+    let range = if least == most { least.to_string() } else { format!("{least} to {most}") };
+    format!("{} -> {range} numbers a token and layer", 2 * config.d_kv())
+}
+
 /// Says so when whole latent numbers give a ratio that is not the one asked for.
-fn note_rounding(session: &Session, width: calib::Width, ratio: f64) {
-    if let calib::Width::Ratio(asked) = width
+fn note_rounding(session: &Session, width: Width, ratio: f64) {
+    if let Width::Ratio(asked) = width
         && (ratio / asked - 1.0).abs() > 0.02
     {
-        session.ui.note(&format!("note: {asked}x was asked for; whole latent numbers give {ratio:.2}x"));
+        session.ui.note(&format!("note: {asked}x was asked for; this conversion gives {ratio:.2}x"));
     }
+}
+
+/// xkv saves weights, not cache; what that costs at equal cache bytes is measured, not asserted.
+fn note_dominated(
+    session: &Session,
+    donor: &handlers::Model,
+    request: &convert::Request,
+    calibration: &Calibration,
+    conversion: &Conversion,
+    scratch: &Scratch,
+) -> anyhow::Result<()> {
+    let instead = convert::separate_instead(session, donor, request, calibration, conversion, scratch)?;
+    if let (Some(xkv), Some(separate)) = (conversion.trials[conversion.chosen].kl, instead) {
+        session.ui.note(&format!(
+            "note: xkv shares W_up among layers, which saves weights and no cache; at the same cache bytes separate has KL \
+             {separate:.4} to the donor, xkv {xkv:.4} ({:.2}x)",
+            xkv / separate
+        ));
+    }
+    Ok(())
 }

@@ -2,17 +2,16 @@
 
 use std::ops::ControlFlow;
 
-use calib::Width;
 use calib::linalg::Mat64;
+use calib::{Cascade, DEFAULT_MEMORY_BYTES, Method, Objective, Plan, Ranks, Scratch, Width};
 use handlers::{Model, Tokenizer};
 use mla_core::generate::{GenerateOptions, Sampling, generate};
-use mla_core::{Decoder, LayerSlot, Padding, Slot, WeightSource};
+use mla_core::{Decoder, DecoderConfig, LayerSlot, Padding, Patch, Slot, WeightSource};
 use serde_json::json;
 use train::eval::{Pass, Windowing, compare};
 
 use crate::args::DemoArgs;
-use crate::calibration::{BUILTIN, Calibration, spread};
-use crate::convert::factors;
+use crate::calibration::{BUILTIN, Calibration, split};
 use crate::report::{bytes, table};
 use crate::session::{Session, source_error};
 
@@ -42,29 +41,55 @@ struct Line {
     sample: String,
 }
 
+/// What is shown: the plain way, and shrink's own, at the same cache bytes.
+fn plans(config: &DecoderConfig) -> Vec<Plan> {
+    let cascade = Method::Cascade(Cascade::of_window(config.n_layers() - 1));
+    let plan =
+        |method, objective, ranks, ratio| Plan { method, objective, ranks, width: Width::Ratio(ratio) };
+    let both = |ratio| {
+        [
+            plan(Method::Separate, Objective::Mse, Ranks::Uniform, ratio),
+            plan(cascade, Objective::Fisher, Ranks::Global, ratio),
+        ]
+    };
+    [2.0, 4.0].into_iter().flat_map(both).collect()
+}
+
 /// Compresses the bundled model at 2x and 4x and shows what came of it.
 pub fn run(session: &Session, args: &DemoArgs) -> anyhow::Result<()> {
     let folder = unpack()?;
     let donor = Model::open(folder.path(), &session.registry)?;
     let tokenizer = Tokenizer::open(folder.path())?;
     let text = tokenizer.encode(HELDOUT)?;
-    let windows = spread(&tokenizer.encode(BUILTIN)?, WINDOW, CALIBRATION_WINDOWS);
-    let calibration = Calibration { windows, source: "builtin".into(), text_sha256: String::new() };
+    let (windows, held_back) = split(&tokenizer.encode(BUILTIN)?, WINDOW, CALIBRATION_WINDOWS);
+    let calibration =
+        Calibration { windows, held_back, source: "builtin".into(), text_sha256: String::new() };
     let donor_decoder = session.load(&donor)?;
 
     let bench = Bench { session, tokenizer: &tokenizer, text: &text, donor: &donor_decoder, args };
     let mut lines = vec![bench.measure("donor", &donor_decoder, None)?];
-    for ratio in [2.0, 4.0] {
-        let conversion = factors(session, &donor, Width::Ratio(ratio), Some(&calibration))?;
-        let decoder =
-            Decoder::load(&conversion.factors.over(&donor), &session.device).map_err(source_error)?;
-        let worst = (0..decoder.config().n_layers())
-            .flat_map(|layer| [LayerSlot::UpKey, LayerSlot::UpValue].map(|slot| Slot::Layer(layer, slot)))
-            .filter_map(|slot| conversion.factors.get(slot))
-            .map(|w_up| Mat64::from_matrix(w_up).orthonormality_residual())
-            .fold(0.0, f64::max);
-        lines.push(bench.measure(&format!("latent {ratio}x"), &decoder, Some(worst))?);
+    let plans = plans(donor.config());
+    let scratch = Scratch::new(DEFAULT_MEMORY_BYTES, folder.path());
+    let options = calib::Options::default();
+    let device = &session.device;
+    let text = Some(calibration.text());
+    let mut phases = session.ui.phases();
+    let statistics = calib::statistics(&donor, &plans, text, &options, device, &scratch, &mut phases)?;
+    for plan in plans {
+        let fitted = calib::fit(&donor, &statistics, plan, device, &mut phases)?;
+        let decoder = Decoder::load(&fitted.factors.over(&donor), device).map_err(source_error)?;
+        let mut worst: f64 = 0.0;
+        for slot in fitted.factors.slots() {
+            if let Slot::Layer(_, LayerSlot::UpKey | LayerSlot::UpValue | LayerSlot::UpJoint) = slot
+                && let Some(w_up) = fitted.factors.get(slot).map_err(source_error)?
+            {
+                worst = worst.max(Mat64::from_matrix(&w_up).orthonormality_residual());
+            }
+        }
+        let ratio = fitted.factors.config().compression_ratio();
+        lines.push(bench.measure(&format!("{} {ratio:.0}x", plan.method.name()), &decoder, Some(worst))?);
     }
+    drop(phases);
     let config = donor.config();
     let object = json!({
         "window": WINDOW,

@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use calib::{Plan, Width};
+use calib::{Width, uniform_latents};
 use handlers::{ConfigJson, MlaSection, TensorSpec, read_config};
 use mla_core::DecoderConfig;
-use mla_core::decoder::PositionKind;
+use mla_core::decoder::{LatentWidth, PositionKind};
 use serde_json::{Value, json};
 
 use crate::args::InspectArgs;
@@ -37,17 +37,24 @@ pub fn run(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
             let (beyond, asked): (Vec<f64>, Vec<f64>) =
                 args.compression_ratio.iter().partition(|&&ratio| ratio > d_kv as f64);
             let choices = choices(&config, &asked)?;
-            text += &format!("methods that apply: separate\n\n{}", choices_table(&choices));
+            let methods = methods(&config);
+            text += &format!("methods that apply: {}\n\n{}", methods.join(", "), choices_table(&choices));
             if !beyond.is_empty() {
                 let ratios = beyond.iter().map(|ratio| format!("{ratio}x")).collect::<Vec<_>>().join(", ");
                 text += &format!("left out, beyond d_kv = {d_kv}: {ratios}\n");
             }
-            object["methods"] = json!(["separate"]);
+            object["methods"] = json!(methods);
             object["choices"] = json!(choices);
             object["beyond_d_kv"] = json!(beyond);
         }
     }
     session.print(&object, &text)
+}
+
+/// The methods that a model can be converted by; `decoupled_rope` also wants a ratio that leaves room for what it keeps.
+fn methods(config: &DecoderConfig) -> Vec<&'static str> {
+    let across = if config.n_layers() > 1 { &["cascade", "xkv"][..] } else { &[] };
+    ["separate", "joint", "decoupled_rope"].iter().chain(across).copied().collect()
 }
 
 /// Numbers in the table's tensors; a fused one, which several specs share, counts once.
@@ -129,12 +136,11 @@ struct Choice {
 fn choices(config: &DecoderConfig, ratios: &[f64]) -> anyhow::Result<Vec<Choice>> {
     let mut choices = Vec::new();
     for &ratio in ratios {
-        let plan = Plan::new(config, Width::Ratio(ratio))?;
-        let converted = plan.apply(config);
+        let converted = uniform_latents(config, Width::Ratio(ratio))?;
         choices.push(Choice {
             asked: ratio,
             compression_ratio: converted.compression_ratio(),
-            d_latent: plan.d_latent,
+            d_latent: converted.cached_numbers(0) / 2,
             cache_bytes_a_token: converted.cached_numbers_total() * ELEMENT_BYTES,
             cache_bytes_4096: train::eval::cache_sizes(&converted, &[4096], 1, ELEMENT_BYTES)[0].model_bytes,
         });
@@ -168,26 +174,56 @@ fn recorded_layers(config: &Path) -> anyhow::Result<Value> {
 }
 
 fn converted(config: &DecoderConfig, section: &MlaSection, layers: &Value) -> String {
-    let kept = |layer: usize, part: &str| match layers[layer][part]["energy_kept"].as_f64() {
+    let share = |layer: usize, part: &str| match layers[layer][part]["energy_kept"].as_f64() {
         Some(kept) => format!("{:.2}%", 100.0 * kept),
         None => "-".into(),
     };
-    let row = |(layer, ranks): (usize, &Option<handlers::LayerRanks>)| match ranks {
-        None => vec![layer.to_string(), "original".into(), "original".into(), "-".into(), "-".into()],
-        Some(ranks) => vec![
+    let error = |layer: usize, part: &str| match layers[layer]["measured"][part].as_f64() {
+        Some(error) => format!("{:.2}%", 100.0 * error),
+        None => "-".into(),
+    };
+    let loss = |layer: usize| {
+        let parts = ["key", "value", "joint"].map(|part| layers[layer][part]["discarded"].as_f64());
+        match parts.iter().flatten().sum::<f64>() {
+            _ if parts.iter().all(Option::is_none) => "-".into(),
+            loss => format!("{loss:.2e}"),
+        }
+    };
+    let row = |(layer, ranks): (usize, &Option<handlers::LayerRanks>)| {
+        let widths = match ranks.map(|ranks| ranks.width) {
+            None => ["original".to_owned(), "original".to_owned()],
+            Some(LatentWidth::Split { d_latent_k, d_latent_v }) => {
+                [d_latent_k.to_string(), d_latent_v.to_string()]
+            }
+            Some(LatentWidth::Joint { d_latent }) => [format!("joint {d_latent}"), "-".into()],
+        };
+        let [k, v] = widths;
+        let joint = ranks.is_some_and(|ranks| matches!(ranks.width, LatentWidth::Joint { .. }));
+        let energy = if joint {
+            [share(layer, "joint"), "-".into()]
+        } else {
+            [share(layer, "key"), share(layer, "value")]
+        };
+        let [energy_k, energy_v] = energy;
+        vec![
             layer.to_string(),
-            ranks.d_latent_k.to_string(),
-            ranks.d_latent_v.to_string(),
-            kept(layer, "key"),
-            kept(layer, "value"),
-        ],
+            k,
+            v,
+            energy_k,
+            energy_v,
+            loss(layer),
+            error(layer, "key"),
+            error(layer, "value"),
+        ]
     };
     let rows: Vec<_> = section.layers.iter().enumerate().map(row).collect();
+    let titles =
+        ["layer", "d_latent K", "d_latent V", "energy K", "energy V", "predicted loss", "error K", "error V"];
     format!(
         "converted: method {}, objective {}, cache {:.2}x smaller than the donor's\n\n{}",
         section.method,
         section.objective,
         config.compression_ratio(),
-        table(&["layer", "d_latent K", "d_latent V", "energy K", "energy V"], &rows)
+        table(&titles, &rows)
     )
 }

@@ -1,6 +1,7 @@
 //! One file a command: read the arguments, call the crates, print.
 
 pub mod check;
+pub mod compare;
 pub mod convert;
 pub mod demo;
 pub mod eval;

@@ -1,23 +1,25 @@
 //! Conversions made by hand: what a method would find, without a method.
 
 use burn::tensor::Device;
-use handlers::{LayerRanks, MlaSection, Model};
-use mla_core::decoder::AttentionKind;
-use mla_core::{LayerSlot, Matrix, Part, Slot, WeightMap, WeightSource};
+use handlers::{MlaSection, Model};
+use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth, LayerConfig};
+use mla_core::{DecoderConfig, LayerSlot, Matrix, Part, Slot, WeightMap, WeightSource};
 
 /// Latents as wide as K and V in the layers that `latent` picks: `W_down = W`, `W_up = I`, which is the donor exactly.
 pub fn exact_where(model: &Model, latent: impl Fn(usize) -> bool) -> WeightMap {
     let d_kv = model.config().d_kv();
-    let weight = |layer, slot| {
-        let tensor = model.matrix(Slot::Layer(layer, slot), &Device::flex()).expect("a projection");
-        Matrix::from_tensor(&tensor)
-    };
-    patched(model, latent, |layer| Factors {
-        down_k: weight(layer, LayerSlot::Key(Part::Weight)),
-        up_k: identity(d_kv),
-        down_v: weight(layer, LayerSlot::Value(Part::Weight)),
-        up_v: identity(d_kv),
-    })
+    let width = LatentWidth::Split { d_latent_k: d_kv, d_latent_v: d_kv };
+    let mut map = WeightMap::new(with_latents(model.config(), |layer| latent(layer).then_some(width)));
+    for layer in (0..model.config().n_layers()).filter(|&layer| latent(layer)) {
+        for (slot, down, up) in [
+            (LayerSlot::Key(Part::Weight), LayerSlot::DownKey, LayerSlot::UpKey),
+            (LayerSlot::Value(Part::Weight), LayerSlot::DownValue, LayerSlot::UpValue),
+        ] {
+            map.insert_layer(layer, down, weight(model, Slot::Layer(layer, slot)));
+            map.insert_layer(layer, up, identity(d_kv));
+        }
+    }
+    map
 }
 
 /// [`exact_where`] in every layer.
@@ -25,71 +27,108 @@ pub fn exact(model: &Model) -> WeightMap {
     exact_where(model, |_| true)
 }
 
+/// One latent of keys and values as wide as both, in every layer: `W_down = [W_k; W_v]`, `W_up = I`.
+pub fn exact_joint(model: &Model) -> WeightMap {
+    let d_kv = model.config().d_kv();
+    let width = |_| Some(LatentWidth::Joint { d_latent: 2 * d_kv });
+    let mut map = WeightMap::new(with_latents(model.config(), width));
+    for layer in 0..model.config().n_layers() {
+        let [k, v] = [LayerSlot::Key(Part::Weight), LayerSlot::Value(Part::Weight)]
+            .map(|slot| weight(model, Slot::Layer(layer, slot)));
+        map.insert_layer(
+            layer,
+            LayerSlot::DownJoint,
+            Matrix::new(2 * d_kv, k.cols, [k.data, v.data].concat()),
+        );
+        map.insert_layer(layer, LayerSlot::UpJoint, identity(2 * d_kv));
+    }
+    map
+}
+
 /// Latents of some width that have nothing to do with the donor.
 pub fn random(model: &Model, d_latent_k: usize, d_latent_v: usize, seed: u64) -> WeightMap {
-    let (d_model, d_kv) = (model.config().d_model, model.config().d_kv());
-    let state = std::cell::Cell::new(seed);
-    let matrix = |rows: usize, cols: usize| {
-        let mut data = Vec::with_capacity(rows * cols);
-        data.resize_with(rows * cols, || {
-            let (next, number) = split_mix(state.get());
-            state.set(next);
-            // 24 bits of the draw, from -0.5 to 0.5.
-            (number >> 40) as f32 / (1 << 24) as f32 - 0.5
-        });
-        Matrix::new(rows, cols, data)
+    let width = LatentWidth::Split { d_latent_k, d_latent_v };
+    random_factors(with_latents(model.config(), |_| Some(width)), seed)
+}
+
+/// Factors of a converted graph that have nothing to do with the donor.
+pub fn random_factors(config: DecoderConfig, seed: u64) -> WeightMap {
+    let mut state = seed;
+    let mut draw = || {
+        let (next, number) = split_mix(state);
+        state = next;
+        // 24 bits of the draw, from -0.5 to 0.5.
+        (number >> 40) as f32 / (1 << 24) as f32 - 0.5
     };
-    patched(
-        model,
-        |_| true,
-        |_| Factors {
-            down_k: matrix(d_latent_k, d_model),
-            up_k: matrix(d_kv, d_latent_k),
-            down_v: matrix(d_latent_v, d_model),
-            up_v: matrix(d_kv, d_latent_v),
-        },
-    )
+    let needed = needed(&config);
+    let mut map = WeightMap::new(config);
+    for (slot, [rows, cols]) in needed {
+        map.insert(slot, Matrix::new(rows, cols, (0..rows * cols).map(|_| draw()).collect()));
+    }
+    map
+}
+
+/// The factors a converted graph needs, `[d_out, d_in]`, written out from the glossary and not from the writer's table.
+pub fn needed(config: &DecoderConfig) -> Vec<(Slot, [usize; 2])> {
+    let (d_model, d_kv) = (config.d_model, config.d_kv());
+    let mut needed = Vec::new();
+    for layer in 0..config.n_layers() {
+        let AttentionKind::Latent(latent) = config.layers[layer].attention else { continue };
+        let mut add = |slot, shape| needed.push((Slot::Layer(layer, slot), shape));
+        let leads = latent.up_of == layer;
+        let own = match latent.width {
+            LatentWidth::Split { d_latent_k, d_latent_v } => {
+                add(LayerSlot::DownKey, [d_latent_k, d_model]);
+                if leads {
+                    add(LayerSlot::UpKey, [d_kv, d_latent_k]);
+                }
+                add(LayerSlot::DownValue, [d_latent_v, d_model]);
+                if leads {
+                    add(LayerSlot::UpValue, [d_kv, d_latent_v]);
+                }
+                [d_latent_v, d_latent_k]
+            }
+            LatentWidth::Joint { d_latent } => {
+                add(LayerSlot::DownJoint, [d_latent, d_model]);
+                if leads {
+                    add(LayerSlot::UpJoint, [2 * d_kv, d_latent]);
+                }
+                [0, 0]
+            }
+        };
+        let Some(first) = latent.reads_from else { continue };
+        let width = |earlier: &LayerConfig| match earlier.attention {
+            AttentionKind::Grouped => 0,
+            AttentionKind::Latent(latent) => latent.width.total(),
+        };
+        let earlier: usize = config.layers[first..layer].iter().map(width).sum();
+        let columns = own.map(|own| own + earlier);
+        if columns != [0, 0] {
+            add(LayerSlot::CrossKey, [d_kv, columns[0]]);
+            add(LayerSlot::CrossValue, [d_kv, columns[1]]);
+        }
+    }
+    needed
+}
+
+/// A graph whose layers cache latents of the given widths, each on its own.
+pub fn with_latents(config: &DecoderConfig, width: impl Fn(usize) -> Option<LatentWidth>) -> DecoderConfig {
+    let mut config = config.clone();
+    for (layer, place) in config.layers.iter_mut().enumerate() {
+        if let Some(width) = width(layer) {
+            place.attention = AttentionKind::Latent(LatentConfig::alone(layer, width));
+        }
+    }
+    config
 }
 
 /// The section that describes a conversion.
 pub fn section(factors: &WeightMap) -> MlaSection {
-    let ranks = |kind| match kind {
-        AttentionKind::Grouped => None,
-        AttentionKind::Latent { d_latent_k, d_latent_v } => Some(LayerRanks { d_latent_k, d_latent_v }),
-    };
-    MlaSection {
-        version: MlaSection::VERSION,
-        method: "by hand".into(),
-        objective: "mse".into(),
-        layers: factors.config().layers.iter().map(|layer| ranks(layer.attention)).collect(),
-        store_original_weights: false,
-    }
+    MlaSection::from_config("by hand", "mse", factors.config(), false)
 }
 
-struct Factors {
-    down_k: Matrix,
-    up_k: Matrix,
-    down_v: Matrix,
-    up_v: Matrix,
-}
-
-fn patched(model: &Model, latent: impl Fn(usize) -> bool, factors: impl Fn(usize) -> Factors) -> WeightMap {
-    let mut config = model.config().clone();
-    let found: Vec<_> = (0..config.n_layers()).map(|layer| latent(layer).then(|| factors(layer))).collect();
-    for (layer, factors) in config.layers.iter_mut().zip(&found) {
-        if let Some(Factors { down_k, down_v, .. }) = factors {
-            layer.attention = AttentionKind::Latent { d_latent_k: down_k.rows, d_latent_v: down_v.rows };
-        }
-    }
-    let mut map = WeightMap::new(config);
-    for (layer, factors) in found.into_iter().enumerate() {
-        let Some(Factors { down_k, up_k, down_v, up_v }) = factors else { continue };
-        map.insert_layer(layer, LayerSlot::DownKey, down_k);
-        map.insert_layer(layer, LayerSlot::UpKey, up_k);
-        map.insert_layer(layer, LayerSlot::DownValue, down_v);
-        map.insert_layer(layer, LayerSlot::UpValue, up_v);
-    }
-    map
+fn weight(model: &Model, slot: Slot) -> Matrix {
+    Matrix::from_tensor(&model.matrix(slot, &Device::flex()).expect("a projection"))
 }
 
 fn identity(n: usize) -> Matrix {

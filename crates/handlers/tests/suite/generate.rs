@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use mla_core::generate::{Finish, GenerateError, GenerateOptions, Generation, Sampling, generate};
-use mla_core::{CacheError, Decoder, Padding, WeightSource};
+use mla_core::{CacheError, Decoder, Padding, Patch, WeightSource};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 

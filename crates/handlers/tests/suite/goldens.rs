@@ -9,7 +9,7 @@ use burn::tensor::Device;
 use handlers::{Model, Registry};
 use mla_core::decoder::frame;
 use mla_core::generate::{GenerateOptions, generate};
-use mla_core::{Decoder, Padding, Slot, WeightSource};
+use mla_core::{Decoder, Memory, Padding, Slot, WeightSource};
 use serde_json::Value;
 
 use crate::twin::{
@@ -170,6 +170,7 @@ fn attention_input_is_what_k_proj_receives() {
         let device = Device::flex();
         let frame = frame(decoder.config(), &Padding::none(1), ids[0].len(), &device);
         let mut x = Decoder::embed_from(model, &ids, &device).expect("the embeddings load");
+        let mut memory = Memory::of_pass(decoder.config());
         let mut compared = 0;
         for (layer, block) in decoder.blocks.iter().enumerate() {
             let h = block.attention_input(x.clone());
@@ -178,7 +179,7 @@ fn attention_input_is_what_k_proj_receives() {
                 assert_close(&host(h.clone()), &golden.floats(&key), REFERENCE, &format!("{name}, {key}"));
                 compared += 1;
             }
-            x = block.forward_from(x, h, &frame, layer, None);
+            x = block.forward_from(x, h, &frame, layer, &mut memory);
         }
         assert_eq!(compared, 2, "{name}: the first and the last layer");
         let ours = host(decoder.logits(decoder.final_norm.forward(x)));

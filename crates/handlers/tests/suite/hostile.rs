@@ -2,6 +2,7 @@
 
 mod config;
 mod scalars;
+mod section;
 mod shards;
 mod text;
 mod weights;

@@ -4,9 +4,11 @@ use std::ops::ControlFlow;
 
 use burn::tensor::Device;
 use handlers::Model;
-use mla_core::decoder::{AttentionKind, PositionKind};
+use mla_core::decoder::{AttentionKind, LatentWidth, PositionKind};
 use mla_core::generate::{GenerateOptions, generate};
-use mla_core::{Decoder, DecoderConfig, LayerSlot, Matrix, Padding, Part, Slot, WeightMap, WeightSource};
+use mla_core::{
+    Decoder, DecoderConfig, LayerSlot, Matrix, Padding, Part, Patch, Slot, WeightMap, WeightSource,
+};
 
 use crate::conversion::{exact, exact_where, random};
 use crate::twin::{
@@ -14,7 +16,7 @@ use crate::twin::{
     token_by_token,
 };
 
-const OURSELVES: f32 = 1e-4;
+pub const OURSELVES: f32 = 1e-4;
 
 /// Runs a check on every twin with latents that are not the donor's, narrower for keys than for values.
 fn every_random_twin(check: impl Fn(&str, &Model, &Decoder, &Golden)) {
@@ -27,10 +29,13 @@ fn every_random_twin(check: impl Fn(&str, &Model, &Decoder, &Golden)) {
 }
 
 /// The bytes of a cache, by formula.
-fn formula(config: &mla_core::DecoderConfig, batch: usize, capacity: usize) -> usize {
+pub fn formula(config: &mla_core::DecoderConfig, batch: usize, capacity: usize) -> usize {
     let layer = |kind| match kind {
         AttentionKind::Grouped => 2 * config.n_kv_heads * config.d_head,
-        AttentionKind::Latent { d_latent_k, d_latent_v } => d_latent_k + d_latent_v,
+        AttentionKind::Latent(latent) => match latent.width {
+            LatentWidth::Split { d_latent_k, d_latent_v } => d_latent_k + d_latent_v,
+            LatentWidth::Joint { d_latent } => d_latent,
+        },
     };
     config.layers.iter().map(|l| layer(l.attention)).sum::<usize>() * batch * capacity * size_of::<f32>()
 }

@@ -4,7 +4,7 @@ use handlers::families::Llama;
 use handlers::{
     ConfigJson, Error, Existing, FolderPlan, Model, ModelHandler, Output, Registry, TensorSpec, write_folder,
 };
-use mla_core::DecoderConfig;
+use mla_core::{DecoderConfig, Patch};
 
 use crate::conversion::{exact, section};
 use crate::scratch::Scratch;

@@ -4,7 +4,7 @@ use burn::tensor::Device;
 use handlers::{Error, Model};
 use mla_core::attention::RopeScaling;
 use mla_core::decoder::PositionKind;
-use mla_core::{DecoderConfig, LayerSlot, Matrix, Part, Slot, WeightMap, WeightSource};
+use mla_core::{DecoderConfig, LayerSlot, Matrix, Part, Patch, Slot, WeightMap, WeightSource};
 
 use crate::scratch::Scratch;
 use crate::twin::{BIASED, Golden, TWINS, gap, load, logits, open};

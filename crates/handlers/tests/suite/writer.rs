@@ -2,11 +2,12 @@
 
 mod failures;
 mod layout;
+mod methods;
 
 use std::path::{Path, PathBuf};
 
 use handlers::{Dtype, Error, Existing, FolderPlan, Model, Output, Registry, Written, write_folder};
-use mla_core::{LayerSlot, Slot, WeightMap, WeightSource};
+use mla_core::{LayerSlot, Patch, Slot, WeightMap, WeightSource};
 
 use crate::conversion::{exact, exact_where, random, section};
 use crate::scratch::{Scratch, read_tensors};

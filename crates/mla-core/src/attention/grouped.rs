@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 
 use super::frame::Frame;
 use super::scores::{attend, split_heads};
-use crate::cache::DenseCache;
+use crate::cache::Memory;
 
 /// Grouped-query attention (Ainslie et al. 2023); multi-head and multi-query are its ends.
 #[derive(Module, Debug)]
@@ -26,6 +26,39 @@ pub struct GroupedAttention {
 }
 
 impl GroupedAttention {
+    /// Keys and values before the rotary embedding, biases included.
+    ///
+    /// # Shapes
+    /// - `h`: `[batch, t, d_model]` → both `[batch, t, d_kv]`
+    pub fn project(&self, h: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        (self.k_proj.forward(h.clone()), self.v_proj.forward(h))
+    }
+
+    /// What the layer adds to the residual stream, given keys and values from [`project`](Self::project).
+    ///
+    /// Apart from it, so that calibration can ask for the gradient at K and V.
+    ///
+    /// # Shapes
+    /// - `h`: `[batch, t_q, d_model]`, `k`, `v`: `[batch, t_q, d_kv]` → `[batch, t_q, d_model]`
+    ///
+    /// # Panics
+    /// As [`Attention::forward`](super::Attention::forward).
+    pub fn attend(
+        &self,
+        h: Tensor<3>,
+        k: Tensor<3>,
+        v: Tensor<3>,
+        frame: &Frame,
+        layer: usize,
+        memory: &mut Memory<'_>,
+    ) -> Tensor<3> {
+        let q = frame.rotate(split_heads(self.q_proj.forward(h), self.n_heads));
+        let k = frame.rotate(split_heads(k, self.n_kv_heads));
+        let v = split_heads(v, self.n_kv_heads);
+        let (k, v) = memory.keys_values(layer, frame.past(), k, v);
+        self.o_proj.forward(attend(q, k, v, frame.sight(layer)))
+    }
+
     /// # Shapes
     /// - `h`: `[batch, t_q, d_model]` → the same
     pub(super) fn forward(
@@ -33,15 +66,9 @@ impl GroupedAttention {
         h: Tensor<3>,
         frame: &Frame,
         layer: usize,
-        cache: Option<&mut DenseCache>,
+        memory: &mut Memory<'_>,
     ) -> Tensor<3> {
-        let q = frame.rotate(split_heads(self.q_proj.forward(h.clone()), self.n_heads));
-        let k = frame.rotate(split_heads(self.k_proj.forward(h.clone()), self.n_kv_heads));
-        let v = split_heads(self.v_proj.forward(h), self.n_kv_heads);
-        let (k, v) = match cache {
-            Some(cache) => cache.append(frame.past(), k, v),
-            None => (k, v),
-        };
-        self.o_proj.forward(attend(q, k, v, frame.sight(layer)))
+        let (k, v) = self.project(h.clone());
+        self.attend(h, k, v, frame, layer, memory)
     }
 }

@@ -1,32 +1,26 @@
-//! Multi-Head Latent Attention: what is cached is `c_k = W_down_k h` and `c_v = W_down_v h`, nothing else.
+//! Multi-Head Latent Attention: what is cached is `c = W_down h`, nothing else.
 //!
-//! Source: DeepSeek-V2 2024, §2.1. Ours is fitted after training, so the latents of keys and of values are separate
-//! and the rotary embedding is applied to the rebuilt key.
+//! Source: DeepSeek-V2 2024, §2.1. Ours is fitted after training, so the rotary embedding is applied to the rebuilt key,
+//! keys and values may have a latent each, and a layer may read the latents of earlier layers ([`CrossTerms`]).
 
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 
 use super::frame::Frame;
+use super::projections::{CrossTerms, Projections};
 use super::scores::{attend, split_heads};
-use crate::cache::LatentCache;
+use crate::cache::Memory;
 
-/// Attention that caches latents and rebuilds `K = W_uk c_k + b_k`, `V = W_uv c_v + b_v`.
-///
-/// The matrices are stored as burn's `Linear` multiplies them, transposed: what the papers call a matrix with
-/// orthonormal columns has orthonormal rows here.
+/// Attention that caches latents and rebuilds keys and values from them.
 #[derive(Module, Debug)]
 pub struct LatentAttention {
     /// `[d_model, n_heads · d_head]`.
     pub q_proj: Linear,
-    /// `W_down_kᵀ`: `[d_model, d_latent_k]`.
-    pub down_k: Linear,
-    /// `W_ukᵀ`: `[d_latent_k, d_kv]`, orthonormal rows; its bias is the donor's b_k, exact.
-    pub up_k: Linear,
-    /// `W_down_vᵀ`: `[d_model, d_latent_v]`.
-    pub down_v: Linear,
-    /// `W_uvᵀ`: `[d_latent_v, d_kv]`, orthonormal rows; its bias is the donor's b_v, exact.
-    pub up_v: Linear,
+    /// To the latents and back.
+    pub projections: Projections,
+    /// What is read beside a key's or a value's own latent.
+    pub cross: Option<CrossTerms>,
     /// `[n_heads · d_head, d_model]`.
     pub o_proj: Linear,
     /// Query heads.
@@ -36,6 +30,48 @@ pub struct LatentAttention {
 }
 
 impl LatentAttention {
+    /// Keys and values before the rotary embedding, biases included.
+    ///
+    /// # Shapes
+    /// - `latents`: `[batch, t, width]`, the layer's own; `earlier`: `[batch, t, ..]` each, those of the layers that it
+    ///   reads, ascending → both `[batch, t, d_kv]`
+    pub fn rebuild(&self, latents: Tensor<3>, earlier: &[Tensor<3>]) -> (Tensor<3>, Tensor<3>) {
+        let Some(cross) = &self.cross else { return self.projections.up(latents) };
+        let (more_k, more_v) = cross.forward(&self.projections, latents.clone(), earlier);
+        let (k, v) = self.projections.up(latents);
+        (k + more_k, v + more_v)
+    }
+
+    /// Keys and values of all tokens that the pass may see, before the rotary embedding, biases included. The latents of
+    /// the new ones go into `memory`.
+    ///
+    /// # Shapes
+    /// - `h`: `[batch, t_q, d_model]` → both `[batch, t_kv, d_kv]`
+    pub fn project(
+        &self,
+        h: Tensor<3>,
+        frame: &Frame,
+        layer: usize,
+        memory: &mut Memory<'_>,
+    ) -> (Tensor<3>, Tensor<3>) {
+        let latents = memory.latents(layer, frame.past(), self.projections.down(h));
+        let tokens = frame.past() + frame.t_q();
+        let reads = self.cross.iter().flat_map(|cross| &cross.reads);
+        let earlier: Vec<_> = reads.map(|&earlier| memory.earlier(earlier, tokens)).collect();
+        self.rebuild(latents, &earlier)
+    }
+
+    /// What the layer adds to the residual stream, given keys and values from [`project`](Self::project).
+    ///
+    /// # Shapes
+    /// - `h`: `[batch, t_q, d_model]`, `k`, `v`: `[batch, t_kv, d_kv]` → `[batch, t_q, d_model]`
+    pub fn attend(&self, h: Tensor<3>, k: Tensor<3>, v: Tensor<3>, frame: &Frame, layer: usize) -> Tensor<3> {
+        let q = frame.rotate(split_heads(self.q_proj.forward(h), self.n_heads));
+        let k = frame.rotate_everything(split_heads(k, self.n_kv_heads));
+        let v = split_heads(v, self.n_kv_heads);
+        self.o_proj.forward(attend(q, k, v, frame.sight(layer)))
+    }
+
     /// # Shapes
     /// - `h`: `[batch, t_q, d_model]` → the same
     pub(super) fn forward(
@@ -43,16 +79,9 @@ impl LatentAttention {
         h: Tensor<3>,
         frame: &Frame,
         layer: usize,
-        cache: Option<&mut LatentCache>,
+        memory: &mut Memory<'_>,
     ) -> Tensor<3> {
-        let q = frame.rotate(split_heads(self.q_proj.forward(h.clone()), self.n_heads));
-        let (latent_k, latent_v) = (self.down_k.forward(h.clone()), self.down_v.forward(h));
-        let (latent_k, latent_v) = match cache {
-            Some(cache) => cache.append(frame.past(), latent_k, latent_v),
-            None => (latent_k, latent_v),
-        };
-        let k = frame.rotate_everything(split_heads(self.up_k.forward(latent_k), self.n_kv_heads));
-        let v = split_heads(self.up_v.forward(latent_v), self.n_kv_heads);
-        self.o_proj.forward(attend(q, k, v, frame.sight(layer)))
+        let (k, v) = self.project(h.clone(), frame, layer, memory);
+        self.attend(h, k, v, frame, layer)
     }
 }

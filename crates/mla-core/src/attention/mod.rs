@@ -6,18 +6,20 @@
 mod frame;
 mod grouped;
 mod latent;
+mod projections;
 pub mod rope;
 mod scores;
 
 pub use frame::{Frame, Padding};
 pub use grouped::GroupedAttention;
 pub use latent::LatentAttention;
+pub use projections::{CrossTerms, JointProjections, Projections, SplitProjections};
 pub use rope::{RopeConfig, RopeScaling, RopeTable};
 
 use burn::module::Module;
 use burn::tensor::Tensor;
 
-use crate::cache::LayerCache;
+use crate::cache::Memory;
 
 /// The attention of one layer.
 #[derive(Module, Debug)]
@@ -33,30 +35,17 @@ pub enum Attention {
 }
 
 impl Attention {
-    /// Attends from the new positions to everything the pass may see.
+    /// Attends from the new positions to everything the pass may see, and leaves in `memory` what the layer caches.
     ///
     /// # Shapes
     /// - `h`: `[batch, t_q, d_model]`, the output of the input norm → `[batch, t_q, d_model]`
     ///
     /// # Panics
-    /// If `cache` is of the other kind: a cache is made from the decoder it serves.
-    pub fn forward(
-        &self,
-        h: Tensor<3>,
-        frame: &Frame,
-        layer: usize,
-        cache: Option<&mut LayerCache>,
-    ) -> Tensor<3> {
-        match (self, cache) {
-            (Attention::Grouped(attention), None) => attention.forward(h, frame, layer, None),
-            (Attention::Grouped(attention), Some(LayerCache::Dense(cache))) => {
-                attention.forward(h, frame, layer, Some(cache))
-            }
-            (Attention::Latent(attention), None) => attention.forward(h, frame, layer, None),
-            (Attention::Latent(attention), Some(LayerCache::Latent(cache))) => {
-                attention.forward(h, frame, layer, Some(cache))
-            }
-            _ => panic!("layer {layer}: the cache was made for another decoder"),
+    /// If `memory` is of another decoder, or layers that this one reads have not run before it.
+    pub fn forward(&self, h: Tensor<3>, frame: &Frame, layer: usize, memory: &mut Memory<'_>) -> Tensor<3> {
+        match self {
+            Attention::Grouped(attention) => attention.forward(h, frame, layer, memory),
+            Attention::Latent(attention) => attention.forward(h, frame, layer, memory),
         }
     }
 }

@@ -25,10 +25,14 @@ impl<const D: usize> Buffer<D> {
         let data = self.data.take().expect("a buffer holds its tensor between calls");
         let mut place: [Slice; D] = std::array::from_fn(|_| Slice::full());
         place[token_axis] = Slice::from(at..end);
-        let data = data.slice_assign(place, x);
-        let visible = data.clone().narrow(token_axis, 0, end);
-        self.data = Some(data);
-        visible
+        self.data = Some(data.slice_assign(place, x));
+        self.first(end)
+    }
+
+    /// Everything before token `end`.
+    pub(super) fn first(&self, end: usize) -> Tensor<D> {
+        let data = self.data.as_ref().expect("a buffer holds its tensor between calls");
+        data.clone().narrow(D - 2, 0, end)
     }
 
     /// Bytes allocated.
@@ -53,6 +57,7 @@ mod tests {
         assert_eq!(two.into_data().iter::<f32>().collect::<Vec<_>>(), [1.0, -1.0, 2.0, -2.0]);
         let again = buffer.append(1, row(3.0));
         assert_eq!(again.into_data().iter::<f32>().collect::<Vec<_>>(), [1.0, -1.0, 3.0, -3.0]);
+        assert_eq!(buffer.first(1).into_data().iter::<f32>().collect::<Vec<_>>(), [1.0, -1.0]);
         assert_eq!(buffer.bytes(), bytes);
     }
 }

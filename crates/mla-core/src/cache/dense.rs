@@ -6,7 +6,7 @@ use super::buffer::Buffer;
 
 /// Keys and values of one layer, `[batch, n_kv_heads, capacity, d_head]` each.
 #[derive(Debug)]
-pub struct DenseCache {
+pub(super) struct DenseCache {
     keys: Buffer<4>,
     values: Buffer<4>,
 }
@@ -27,12 +27,12 @@ impl DenseCache {
     ///
     /// # Shapes
     /// - `k`, `v`: `[batch, n_kv_heads, t_q, d_head]` → `[batch, n_kv_heads, t_kv, d_head]`
-    pub(crate) fn append(&mut self, at: usize, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+    pub(super) fn append(&mut self, at: usize, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
         (self.keys.append(at, k), self.values.append(at, v))
     }
 
     /// Bytes allocated.
-    pub fn bytes(&self) -> usize {
+    pub(super) fn bytes(&self) -> usize {
         self.keys.bytes() + self.values.bytes()
     }
 }

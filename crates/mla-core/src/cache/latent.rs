@@ -1,45 +1,38 @@
-//! The latent cache: `d_latent_k + d_latent_v` numbers a token, and nothing that has a head axis.
+//! The latent cache: one tensor of latents a layer, and nothing that has a head axis.
 
 use burn::tensor::{Device, Tensor};
 
 use super::buffer::Buffer;
 
-/// Latents of one layer: `[batch, capacity, d_latent_k]` and `[batch, capacity, d_latent_v]`.
+/// Latents of one layer: `[batch, capacity, width]`.
 #[derive(Debug)]
-pub struct LatentCache {
-    keys: Buffer<3>,
-    values: Buffer<3>,
+pub(super) struct LatentCache {
+    latents: Buffer<3>,
 }
 
 impl LatentCache {
-    pub(super) fn new(
-        batch: usize,
-        capacity: usize,
-        d_latent_k: usize,
-        d_latent_v: usize,
-        device: &Device,
-    ) -> Self {
-        Self {
-            keys: Buffer::new([batch, capacity, d_latent_k], device),
-            values: Buffer::new([batch, capacity, d_latent_v], device),
-        }
+    pub(super) fn new(batch: usize, capacity: usize, width: usize, device: &Device) -> Self {
+        Self { latents: Buffer::new([batch, capacity, width], device) }
     }
 
     /// Stores the latents of new tokens and returns those of all.
     ///
     /// # Shapes
-    /// - `latent_k`, `latent_v`: `[batch, t_q, d_latent]` → `[batch, t_kv, d_latent]`
-    pub(crate) fn append(
-        &mut self,
-        at: usize,
-        latent_k: Tensor<3>,
-        latent_v: Tensor<3>,
-    ) -> (Tensor<3>, Tensor<3>) {
-        (self.keys.append(at, latent_k), self.values.append(at, latent_v))
+    /// - `latents`: `[batch, t_q, width]` → `[batch, t_kv, width]`
+    pub(super) fn append(&mut self, at: usize, latents: Tensor<3>) -> Tensor<3> {
+        self.latents.append(at, latents)
+    }
+
+    /// The latents of the first `tokens` tokens.
+    ///
+    /// # Shapes
+    /// - `[batch, tokens, width]`
+    pub(super) fn first(&self, tokens: usize) -> Tensor<3> {
+        self.latents.first(tokens)
     }
 
     /// Bytes allocated.
-    pub fn bytes(&self) -> usize {
-        self.keys.bytes() + self.values.bytes()
+    pub(super) fn bytes(&self) -> usize {
+        self.latents.bytes()
     }
 }

@@ -1,17 +1,21 @@
 //! What a decoder remembers of a sequence, preallocated, one cache for the whole model.
 //!
-//! A layer with [`Attention::Grouped`](crate::Attention) keeps keys and values ([`DenseCache`]); a latent layer keeps
-//! latents and has no field that could hold more ([`LatentCache`]).
+//! A layer with [`Attention::Grouped`](crate::Attention) keeps keys and values (`DenseCache`); a latent layer keeps
+//! latents and has no field that could hold more (`LatentCache`). The layers of a pass reach it, and each other's
+//! latents, through a [`Memory`].
 
 mod buffer;
 mod dense;
 mod latent;
+mod memory;
 
-pub use dense::DenseCache;
-pub use latent::LatentCache;
+pub use memory::{Memory, PassLatents};
 
 use burn::tensor::Device;
 use thiserror::Error;
+
+use dense::DenseCache;
+use latent::LatentCache;
 
 use crate::attention::{Padding, RopeTable};
 use crate::decoder::{AttentionKind, DecoderConfig, PositionKind};
@@ -41,7 +45,8 @@ pub enum CacheError {
 
 /// The cache of one layer.
 #[derive(Debug)]
-pub enum LayerCache {
+#[expect(clippy::large_enum_variant, reason = "a cache has one a layer, and the numbers are elsewhere")]
+enum LayerCache {
     /// Keys and values.
     Dense(DenseCache),
     /// Latents.
@@ -51,7 +56,7 @@ pub enum LayerCache {
 /// The cache of a decoder for one batch of sequences.
 #[derive(Debug)]
 pub struct Cache {
-    pub(crate) layers: Vec<LayerCache>,
+    layers: Vec<LayerCache>,
     pub(crate) rope: Option<RopeTable>,
     padding: Padding,
     capacity: usize,
@@ -66,8 +71,8 @@ impl Cache {
             AttentionKind::Grouped => {
                 LayerCache::Dense(DenseCache::new(batch, config.n_kv_heads, capacity, config.d_head, device))
             }
-            AttentionKind::Latent { d_latent_k, d_latent_v } => {
-                LayerCache::Latent(LatentCache::new(batch, capacity, d_latent_k, d_latent_v, device))
+            AttentionKind::Latent(latent) => {
+                LayerCache::Latent(LatentCache::new(batch, capacity, latent.width.total(), device))
             }
         };
         let rope = match &config.position {

@@ -6,7 +6,7 @@ use burn::tensor::Tensor;
 use super::mlp::Mlp;
 use super::norm::Norm;
 use crate::attention::{Attention, Frame};
-use crate::cache::LayerCache;
+use crate::cache::Memory;
 
 /// A pre-norm transformer block.
 #[derive(Module, Debug)]
@@ -40,9 +40,18 @@ impl Block {
         h: Tensor<3>,
         frame: &Frame,
         layer: usize,
-        cache: Option<&mut LayerCache>,
+        memory: &mut Memory<'_>,
     ) -> Tensor<3> {
-        let x = x + self.attention.forward(h, frame, layer, cache);
+        let attended = self.attention.forward(h, frame, layer, memory);
+        self.after_attention(x, attended)
+    }
+
+    /// The second half of the block: the residual stream after it, given what its attention adds.
+    ///
+    /// # Shapes
+    /// - `x`, `attended`: `[batch, t_q, d_model]` → the same
+    pub fn after_attention(&self, x: Tensor<3>, attended: Tensor<3>) -> Tensor<3> {
+        let x = x + attended;
         x.clone() + self.mlp.forward(self.mlp_norm.forward(x))
     }
 
@@ -50,14 +59,8 @@ impl Block {
     ///
     /// # Shapes
     /// - `x`: `[batch, t_q, d_model]` → the same
-    pub fn forward(
-        &self,
-        x: Tensor<3>,
-        frame: &Frame,
-        layer: usize,
-        cache: Option<&mut LayerCache>,
-    ) -> Tensor<3> {
+    pub fn forward(&self, x: Tensor<3>, frame: &Frame, layer: usize, memory: &mut Memory<'_>) -> Tensor<3> {
         let h = self.attention_input(x.clone());
-        self.forward_from(x, h, frame, layer, cache)
+        self.forward_from(x, h, frame, layer, memory)
     }
 }

@@ -118,13 +118,54 @@ pub struct LayerConfig {
 pub enum AttentionKind {
     /// Keys and values of every kv head.
     Grouped,
-    /// Latents of keys and of values.
-    Latent {
-        /// Latent numbers a token for keys.
+    /// Latents.
+    Latent(LatentConfig),
+}
+
+/// The latents of one layer and what they are rebuilt with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentConfig {
+    /// How many numbers a token, and for what.
+    pub width: LatentWidth,
+    /// The layer whose `W_up` this one uses: itself, or the first of its group where a group shares one (xKV).
+    pub up_of: usize,
+    /// Cross terms (cascade): K reads the layer's own value latent, V its own key latent, and both read the latents of
+    /// layers `first..layer`, those that have any. `None` for a layer that reads nothing but its own latent.
+    pub reads_from: Option<usize>,
+}
+
+/// Latent numbers a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LatentWidth {
+    /// One latent for keys, one for values.
+    Split {
+        /// Numbers a token for keys.
         d_latent_k: usize,
-        /// Latent numbers a token for values.
+        /// Numbers a token for values.
         d_latent_v: usize,
     },
+    /// One latent from which keys and values are both rebuilt.
+    Joint {
+        /// Numbers a token.
+        d_latent: usize,
+    },
+}
+
+impl LatentWidth {
+    /// Numbers cached a token.
+    pub fn total(self) -> usize {
+        match self {
+            LatentWidth::Split { d_latent_k, d_latent_v } => d_latent_k + d_latent_v,
+            LatentWidth::Joint { d_latent } => d_latent,
+        }
+    }
+}
+
+impl LatentConfig {
+    /// A layer that stands alone: no group, no cross terms.
+    pub fn alone(layer: usize, width: LatentWidth) -> Self {
+        Self { width, up_of: layer, reads_from: None }
+    }
 }
 
 /// How query heads share key/value heads.
@@ -172,7 +213,35 @@ impl DecoderConfig {
     pub fn cached_numbers(&self, layer: usize) -> usize {
         match self.layers[layer].attention {
             AttentionKind::Grouped => 2 * self.d_kv(),
-            AttentionKind::Latent { d_latent_k, d_latent_v } => d_latent_k + d_latent_v,
+            AttentionKind::Latent(latent) => latent.width.total(),
+        }
+    }
+
+    /// The latents of a layer; `None` where it caches keys and values.
+    pub fn latent(&self, layer: usize) -> Option<LatentConfig> {
+        match self.layers[layer].attention {
+            AttentionKind::Grouped => None,
+            AttentionKind::Latent(latent) => Some(latent),
+        }
+    }
+
+    /// The earlier layers whose latents a layer reads.
+    pub fn reads(&self, layer: usize) -> Vec<usize> {
+        let first = self.latent(layer).and_then(|latent| latent.reads_from).unwrap_or(layer);
+        (first..layer).filter(|&earlier| self.latent(earlier).is_some()).collect()
+    }
+
+    /// Columns of a layer's cross terms of K and of V: the other half of its own latent, then [`reads`](Self::reads).
+    /// `None` where it has no cross terms, or nothing to read with them.
+    pub fn cross_columns(&self, layer: usize) -> Option<[usize; 2]> {
+        let latent = self.latent(layer)?;
+        latent.reads_from?;
+        let earlier: usize = self.reads(layer).into_iter().map(|j| self.cached_numbers(j)).sum();
+        match latent.width {
+            LatentWidth::Split { d_latent_k, d_latent_v } => {
+                Some([d_latent_v + earlier, d_latent_k + earlier])
+            }
+            LatentWidth::Joint { .. } => (earlier > 0).then_some([earlier; 2]),
         }
     }
 

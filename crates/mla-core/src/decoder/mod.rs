@@ -6,11 +6,12 @@ mod load;
 mod mlp;
 mod model;
 mod norm;
+mod reader;
 
 pub use block::Block;
 pub use config::{
-    Activation, AttentionKind, Biases, DecoderConfig, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind,
-    Sharing,
+    Activation, AttentionKind, Biases, DecoderConfig, HeadKind, LatentConfig, LatentWidth, LayerConfig,
+    MlpKind, NormKind, PositionKind, Sharing,
 };
 pub use load::frame;
 pub use mlp::{Experts, GatedMlp, Mlp, PlainMlp};

@@ -10,7 +10,7 @@ use super::config::DecoderConfig;
 use super::load::{frame, ids_tensor};
 use super::norm::Norm;
 use crate::attention::{Frame, Padding};
-use crate::cache::{Cache, CacheError};
+use crate::cache::{Cache, CacheError, Memory};
 
 /// Up to this many rows, a product reads the embedding row by row (`E hᵀ`) faster than transposed (`h Eᵀ`): one row of
 /// 1×576×49152 took 5 ms against 213 on the CPU backend.
@@ -71,7 +71,7 @@ impl Decoder {
     pub fn hidden(&self, ids: &[Vec<u32>], padding: &Padding) -> Tensor<3> {
         let t = check_batch(ids, padding);
         let frame = frame(&self.config, padding, t, &self.device());
-        self.run(self.embed(ids, padding, 0), &frame, None)
+        self.run(self.embed(ids, padding, 0), &frame, Memory::of_pass(&self.config))
     }
 
     /// What the head multiplies, for new columns that follow those in the cache: prefill (also in chunks) and decode.
@@ -88,7 +88,7 @@ impl Decoder {
         let windows = self.config.layers.iter().map(|l| l.window).collect();
         let frame = Frame::new(windows, cache.rope.as_ref(), cache.padding(), past, t_q, &self.device());
         let x = self.embed(ids, cache.padding(), past);
-        Ok(self.run(x, &frame, Some(cache)))
+        Ok(self.run(x, &frame, Memory::Cache(cache)))
     }
 
     /// Logits of given positions.
@@ -115,10 +115,9 @@ impl Decoder {
         }
     }
 
-    fn run(&self, mut x: Tensor<3>, frame: &Frame, mut cache: Option<&mut Cache>) -> Tensor<3> {
+    fn run(&self, mut x: Tensor<3>, frame: &Frame, mut memory: Memory<'_>) -> Tensor<3> {
         for (layer, block) in self.blocks.iter().enumerate() {
-            let layer_cache = cache.as_deref_mut().map(|cache| &mut cache.layers[layer]);
-            x = block.forward(x, frame, layer, layer_cache);
+            x = block.forward(x, frame, layer, &mut memory);
         }
         self.final_norm.forward(x)
     }

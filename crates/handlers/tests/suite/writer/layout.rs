@@ -1,8 +1,8 @@
 //! Which tensors a folder has, under which names, in which files.
 
 use handlers::{FolderPlan, MlaSection};
-use mla_core::decoder::AttentionKind;
-use mla_core::{LayerSlot, Matrix, Part, Slot, WeightSource};
+use mla_core::decoder::{AttentionKind, LatentWidth};
+use mla_core::{LayerSlot, Matrix, Part, Patch, Slot, WeightSource};
 use proptest::prelude::*;
 
 use super::{place, plan, prompt, reopen, write, written};
@@ -169,7 +169,7 @@ fn factors_of_other_ranks_than_the_sections_are_not_written() {
     let donor = open("llama");
     let factors = random(&donor, 4, 4, 1);
     let mut section = section(&factors);
-    section.layers[1].as_mut().expect("ranks").d_latent_k = 5;
+    section.layers[1].as_mut().expect("ranks").width = LatentWidth::Split { d_latent_k: 5, d_latent_v: 4 };
     let scratch = Scratch::empty();
     drop(write(&FolderPlan { section, ..plan(&donor, &factors) }, &place(&scratch)));
 }

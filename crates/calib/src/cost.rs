@@ -1,0 +1,24 @@
+//! What a decode step of a converted model costs, by count.
+
+use mla_core::DecoderConfig;
+use mla_core::decoder::LatentWidth;
+
+/// Multiply-adds of the attention of one decode step that sees `context` tokens: the weighted sums, and what rebuilding
+/// K and V from the latents takes. Projections of the new token are left out: they do not grow with the context.
+pub fn decode_cost(config: &DecoderConfig, context: usize) -> u64 {
+    let (context, d_kv) = (context as u64, config.d_kv() as u64);
+    let attended = 2 * (config.n_heads * config.d_head) as u64;
+    let layer = |layer: usize| {
+        let rebuilt = config.latent(layer).map_or(0, |latent| {
+            let own = match latent.width {
+                LatentWidth::Split { d_latent_k, d_latent_v } => d_latent_k + d_latent_v,
+                LatentWidth::Joint { d_latent } => 2 * d_latent,
+            };
+            let cross: usize = config.cross_columns(layer).map_or(0, |columns| columns.into_iter().sum());
+            (own + cross) as u64 * d_kv
+        });
+        let seen = config.layers[layer].window.map_or(context, |window| context.min(window as u64));
+        context * rebuilt + seen * attended
+    };
+    (0..config.n_layers()).map(layer).sum()
+}

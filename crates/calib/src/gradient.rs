@@ -1,0 +1,158 @@
+//! The Fisher information of keys and values: one backward pass through the donor, a block at a time.
+//!
+//! `M_k = E[g gᵀ]` with `g = ∂L/∂K` at the output of k_proj, before RoPE, and the same for V. With L the cross-entropy
+//! against labels sampled from the model itself, summed over positions, M is the Hessian of the KL to the donor (Martens
+//! 2020, §5), and its eigenvalues are in one unit across layers and across K and V.
+
+use burn::tensor::{Device, Tensor};
+use mla_core::decoder::{Norm, frame};
+use mla_core::{Attention, Block, Memory, Padding, WeightSource};
+
+use crate::error::Error;
+use crate::head::{Draws, Head, Labels};
+use crate::linalg::{Mat64, add_gram};
+use crate::scratch::{Scratch, Stored};
+use crate::sweep::{Observer, StoredTensor, Stream};
+
+/// How the Fisher information is estimated.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FisherOptions {
+    /// What the loss is taken against.
+    pub labels: Labels,
+    /// How often, with new randomness each time.
+    pub draws: usize,
+    /// Windows that go through the backward pass at most, spread evenly; the rest serve the moments alone.
+    pub windows: usize,
+    /// Whether the first position of a window counts: an attention sink whose gradient, a few hundred times the mean of
+    /// the others, would be most of the metric (see [`Needs::sink`](crate::Needs::sink)).
+    pub first_position: bool,
+}
+
+/// `E[g gᵀ]` of one layer.
+#[derive(Debug)]
+pub struct Fisher {
+    /// Of the keys, `[d_kv, d_kv]`.
+    pub key: Stored<f64>,
+    /// Of the values, `[d_kv, d_kv]`.
+    pub value: Stored<f64>,
+}
+
+/// The Fisher information of every layer's keys and values.
+///
+/// `boundaries` holds the stream before every block and after the last, as [`sweep`](crate::sweep::sweep()) leaves it;
+/// the mean is over all its tokens, those without a prediction counted, and over all draws. Each block is run again under
+/// automatic differentiation, so memory is one block with the activations of one batch, whatever the number of layers.
+///
+/// # Errors
+/// When the source or the temporary file fails, a layer has latents already, or the donor overflows.
+pub fn fisher<S: WeightSource>(
+    source: &S,
+    mut boundaries: Vec<Stream>,
+    options: &FisherOptions,
+    device: &Device,
+    scratch: &Scratch,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Fisher>, Error> {
+    let config = source.config();
+    let n_layers = config.n_layers();
+    observer.phase("gradients", n_layers + 1);
+    let tracked = device.clone().autodiff();
+    let last = boundaries.pop().expect("a sweep that keeps boundaries leaves the last");
+    let mut above = loss_gradient(source, &last, options, device, &tracked, scratch)?;
+    drop(last);
+    observer.step(1);
+    let mut found = Vec::with_capacity(n_layers);
+    let mut layout = None;
+    for layer in (0..n_layers).rev() {
+        let before = boundaries.pop().expect("one boundary a block");
+        let block = Block::load(source, layer, &tracked)?;
+        let Attention::Grouped(attention) = &block.attention else {
+            return Err(Error::AlreadyLatent { layer });
+        };
+        let d_kv = config.d_kv();
+        let (mut key, mut value) = (Mat64::zeros(d_kv, d_kv), Mat64::zeros(d_kv, d_kv));
+        let (mut below, mut tokens) = (Vec::with_capacity(above.len()), 0);
+        for (place, g) in above.iter().enumerate() {
+            // One draw after the other, each with all batches.
+            let batch = place % before.len();
+            let x = before.batch(batch, &tracked)?.require_grad();
+            let [windows, length, _] = x.dims();
+            tokens += windows * length;
+            let frame = layout.get_or_insert_with(|| frame(config, &Padding::none(1), length, &tracked));
+            // Zeros added to K and V: their gradient is that of K and V themselves.
+            let probe = || Tensor::<3>::zeros([windows, length, d_kv], &tracked).require_grad();
+            let (at_key, at_value) = (probe(), probe());
+            let h = block.attention_input(x.clone());
+            let (k, v) = attention.project(h.clone());
+            let (k, v) = (k + at_key.clone(), v + at_value.clone());
+            let attended = attention.attend(h, k, v, frame, layer, &mut Memory::of_pass(config));
+            let out = block.after_attention(x.clone(), attended);
+            let gradients = (out * g.load(&tracked)?).sum().backward();
+            let of = |leaf: &Tensor<3>| leaf.grad(&gradients).expect("every leaf has a gradient");
+            let counted = |g: Tensor<3>| match options.first_position {
+                true => g,
+                false => g.narrow(1, 1, length - 1),
+            };
+            add_outer(&mut key, counted(of(&at_key)));
+            add_outer(&mut value, counted(of(&at_value)));
+            if layer > 0 {
+                below.push(StoredTensor::keep(scratch, of(&x))?);
+            }
+        }
+        let mean = |mut sum: Mat64| {
+            mirror(&mut sum);
+            sum.scale(1.0 / tokens.max(1) as f64);
+            match sum.data.iter().all(|x| x.is_finite()) {
+                true => scratch.keep(sum.data),
+                false => Err(Error::NotFinite { layer }),
+            }
+        };
+        found.push(Fisher { key: mean(key)?, value: mean(value)? });
+        above = below;
+        observer.step(n_layers - layer + 1);
+    }
+    found.reverse();
+    Ok(found)
+}
+
+/// `∂L/∂x` after the last block, through the final norm.
+fn loss_gradient<S: WeightSource>(
+    source: &S,
+    last: &Stream,
+    options: &FisherOptions,
+    device: &Device,
+    tracked: &Device,
+    scratch: &Scratch,
+) -> Result<Vec<StoredTensor>, Error> {
+    let head = Head::load(source, device)?;
+    let norm = Norm::load_final(source, tracked)?;
+    let mut draws = Draws::new(&options.labels);
+    let mut gradients = Vec::with_capacity(last.len() * options.draws);
+    for _ in 0..options.draws {
+        for batch in 0..last.len() {
+            let hidden = head.norm.forward(last.batch(batch, device)?);
+            let above = head.gradient(hidden, &options.labels, &mut draws)?;
+            let x = last.batch(batch, tracked)?.require_grad();
+            let above = Tensor::from_data(above.into_data(), tracked);
+            let grads = (norm.forward(x.clone()) * above).sum().backward();
+            let gradient = x.grad(&grads).expect("the stream has a gradient");
+            gradients.push(StoredTensor::keep(scratch, gradient)?);
+        }
+    }
+    Ok(gradients)
+}
+
+fn add_outer(sum: &mut Mat64, g: Tensor<3>) {
+    let values = g.try_into_vec_as::<f32>().expect("a float tensor reads back as f32");
+    let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+    add_gram(sum, &values);
+}
+
+/// Copies the lower triangle to the upper.
+fn mirror(m: &mut Mat64) {
+    for r in 0..m.rows {
+        for c in 0..r {
+            m.data[c * m.cols + r] = m.data[r * m.cols + c];
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! What a conversion really costs: converted models run beside their donor, a block at a time.
+//!
+//! The donor's block is loaded once; each candidate runs the same block with its own attention on its own stream. What
+//! comes out is the KL to the donor, and on the way the error of K and V in the model as it runs, each layer on the
+//! activations that the compressed layers before it produce.
+
+use burn::tensor::{Device, Tensor};
+use mla_core::decoder::frame;
+use mla_core::{Attention, Block, Memory, Padding, Patch, WeightSource};
+
+use crate::error::Error;
+use crate::factors::Factors;
+use crate::head::Head;
+use crate::report::MeasuredError;
+use crate::scratch::Scratch;
+use crate::sweep::{Observer, StoredTensor, Stream, Windows};
+
+/// What held-back text says of one candidate.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Verdict {
+    /// Mean `KL(donor ‖ candidate)` a token, in nats.
+    pub kl: f64,
+    /// The error of each layer's K and V; `None` for a layer that keeps its attention.
+    pub errors: Vec<Option<MeasuredError>>,
+}
+
+/// Runs candidates beside the donor on windows that none of them was fitted to.
+///
+/// # Errors
+/// When the source or the temporary file fails, or a candidate's logits are not finite.
+///
+/// # Panics
+/// If the windows differ in length.
+pub fn judge<S: WeightSource>(
+    source: &S,
+    candidates: &[&Factors],
+    windows: &[Vec<u32>],
+    device: &Device,
+    scratch: &Scratch,
+    observer: &mut dyn Observer,
+) -> Result<Vec<Verdict>, Error> {
+    let config = source.config();
+    let n_layers = config.n_layers();
+    let windows = Windows::new(windows);
+    observer.phase("measuring", n_layers + 1);
+    let frame = frame(config, &Padding::none(1), windows.length(), device);
+    let mut donor = Stream::embed(source, windows, device, scratch)?;
+    let mut runs = Vec::with_capacity(candidates.len());
+    for factors in candidates {
+        let stream = Stream::embed(source, windows, device, scratch)?;
+        let memories = (0..stream.len()).map(|_| Memory::of_pass(factors.config())).collect();
+        runs.push(Run { factors, stream, memories, errors: Vec::with_capacity(n_layers) });
+    }
+    for layer in 0..n_layers {
+        let block = Block::load(source, layer, device)?;
+        let Attention::Grouped(attention) = &block.attention else {
+            return Err(Error::AlreadyLatent { layer });
+        };
+        let (mut after, mut truth) = (Vec::new(), Vec::new());
+        for batch in 0..donor.len() {
+            let x = donor.batch(batch, device)?;
+            let h = block.attention_input(x.clone());
+            let (k, v) = attention.project(h.clone());
+            let attended =
+                attention.attend(h, k.clone(), v.clone(), &frame, layer, &mut Memory::of_pass(config));
+            after.push(StoredTensor::keep(scratch, block.after_attention(x, attended))?);
+            truth.push((k, v));
+        }
+        donor = Stream::from_batches(after);
+        for run in &mut runs {
+            let attention = Attention::load(&run.factors.over(source), layer, device)?;
+            let mut sums = [Squares::default(), Squares::default()];
+            let mut after = Vec::new();
+            for (batch, (true_k, true_v)) in truth.iter().enumerate() {
+                let x = run.stream.batch(batch, device)?;
+                let h = block.attention_input(x.clone());
+                let memory = &mut run.memories[batch];
+                let attended = match &attention {
+                    Attention::Grouped(_) => attention.forward(h, &frame, layer, memory),
+                    Attention::Latent(latent) => {
+                        let (k, v) = latent.project(h.clone(), &frame, layer, memory);
+                        sums[0].add(&k, true_k);
+                        sums[1].add(&v, true_v);
+                        latent.attend(h, k, v, &frame, layer)
+                    }
+                };
+                after.push(StoredTensor::keep(scratch, block.after_attention(x, attended))?);
+            }
+            run.stream = Stream::from_batches(after);
+            let measured = MeasuredError { key: sums[0].relative(), value: sums[1].relative() };
+            run.errors.push(matches!(attention, Attention::Latent(_)).then_some(measured));
+        }
+        observer.step(layer + 1);
+    }
+    let head = Head::load(source, device)?;
+    let mut kl = vec![0.0; runs.len()];
+    for batch in 0..donor.len() {
+        let last = |stream: &Stream| Ok::<_, Error>(head.norm.forward(stream.batch(batch, device)?));
+        let theirs = last(&donor)?;
+        let ours: Vec<Tensor<3>> = runs.iter().map(|run| last(&run.stream)).collect::<Result<_, _>>()?;
+        let tokens = theirs.dims()[0] * theirs.dims()[1];
+        for (sum, mean) in kl.iter_mut().zip(head.divergences(theirs, ours)?) {
+            *sum += mean * tokens as f64;
+        }
+    }
+    observer.step(n_layers + 1);
+    let verdict = |(run, sum): (Run<'_>, f64)| {
+        let kl = sum / windows.tokens() as f64;
+        if !kl.is_finite() {
+            return Err(Error::DivergenceNotFinite);
+        }
+        // A divergence is never negative; rounding may make it so.
+        Ok(Verdict { kl: kl.max(0.0), errors: run.errors })
+    };
+    runs.into_iter().zip(kl).map(verdict).collect()
+}
+
+/// A candidate on its way through the layers.
+struct Run<'a> {
+    factors: &'a Factors,
+    stream: Stream,
+    memories: Vec<Memory<'static>>,
+    errors: Vec<Option<MeasuredError>>,
+}
+
+/// `Σ‖x − x̂‖²` and `Σ‖x‖²`.
+#[derive(Clone, Copy, Default)]
+struct Squares {
+    error: f64,
+    whole: f64,
+}
+
+impl Squares {
+    fn add(&mut self, ours: &Tensor<3>, truth: &Tensor<3>) {
+        let square = |x: Tensor<3>| f64::from(x.powi_scalar(2).mean().into_scalar::<f32>());
+        let numbers = truth.shape().num_elements() as f64;
+        self.error += square(ours.clone() - truth.clone()) * numbers;
+        self.whole += square(truth.clone()) * numbers;
+    }
+
+    fn relative(self) -> f64 {
+        if self.whole > 0.0 { self.error / self.whole } else { 0.0 }
+    }
+}

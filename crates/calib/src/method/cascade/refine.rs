@@ -1,0 +1,138 @@
+//! Step 5: latents that serve every layer that reads them.
+//!
+//! Steps 1 and 2 choose a latent for its own layer alone, although up to `window` later layers read it too. The loss of
+//! the whole model, `Σ_l E‖y_l − Σ_j D_lj c_j‖²` with `c_j = P_j y_j`, is a least-squares problem in the decoders when
+//! the latents are fixed, and in one latent when all else is:
+//!
+//! `P_i = (Σ_l D_liᵀ D_li)⁻¹ (Σ_l D_liᵀ E[e_l y_iᵀ]) Σ_ii⁻¹`, with `e_l = y_l − Σ_{j≠i} D_lj c_j` over the readers l of i.
+//!
+//! Alternating between the two never raises the loss. Latents of K and V apart keep to their halves, so only one that is
+//! fitted to both is refined.
+
+use std::ops::Range;
+
+use super::pass::{Pass, RIDGE, whiten, whiten_moment};
+use super::{Projection, Roots};
+use crate::error::Error;
+use crate::linalg::{Mat64, solve};
+use crate::plan::{Cascade, Latents};
+use crate::scratch::Stored;
+use crate::statistics::Statistics;
+use crate::sweep::Observer;
+
+/// A decoder `[2 · d_kv, columns]` that waits in a scratch, with the columns of each layer it reads.
+struct Decoder {
+    data: Stored<f64>,
+    places: Vec<(usize, Range<usize>)>,
+}
+
+impl Decoder {
+    /// `D_lj` for a layer j that is read.
+    fn block(&self, rows: usize, j: usize) -> Result<Option<Mat64>, Error> {
+        let Some((_, place)) = self.places.iter().find(|(layer, _)| *layer == j) else { return Ok(None) };
+        let cols = self.places.last().map_or(0, |(_, last)| last.end);
+        let whole = Mat64 { rows, cols, data: self.data.read()?.into_owned() };
+        Ok(Some(whole.block(0..rows, place.clone())))
+    }
+}
+
+/// Improves the projections in place.
+pub(super) fn refine(
+    statistics: &Statistics,
+    roots: &[Roots],
+    cascade: Cascade,
+    projections: &mut [Projection],
+    observer: &mut dyn Observer,
+) -> Result<(), Error> {
+    if cascade.latents == Latents::Apart || cascade.rounds == 0 {
+        return Ok(());
+    }
+    observer.phase("refining latents", cascade.rounds * roots.len());
+    for round in 0..cascade.rounds {
+        let decoders = decoders(statistics, roots, cascade, projections)?;
+        for i in 0..roots.len() {
+            let ranks = projections[i].ranks.clone();
+            // A latent as wide as K and V tells all already.
+            if ranks.iter().sum::<usize>() < projections[i].cols {
+                let better = latent(statistics, roots, cascade, projections, &decoders, i)?;
+                projections[i] = Projection::keep(better, ranks, statistics.scratch())?;
+            }
+            observer.step(round * roots.len() + i + 1);
+        }
+    }
+    Ok(())
+}
+
+/// The best decoder of every layer for the latents as they are.
+fn decoders(
+    statistics: &Statistics,
+    roots: &[Roots],
+    cascade: Cascade,
+    projections: &[Projection],
+) -> Result<Vec<Decoder>, Error> {
+    let mut pass = Pass::new(statistics, cascade);
+    let mut decoders = Vec::with_capacity(roots.len());
+    for (layer, roots) in roots.iter().enumerate() {
+        let metrics = roots.load()?;
+        pass.layer(layer, &metrics, projections[layer].rule()?)?;
+        let decoder = pass.decoder(layer, &metrics)?;
+        let mut places = Vec::new();
+        let mut column = 0;
+        let first = cascade.first_read(layer);
+        for (j, projection) in (first..).zip(&projections[first..=layer]) {
+            let width: usize = projection.ranks.iter().sum();
+            places.push((j, column..column + width));
+            column += width;
+        }
+        decoders.push(Decoder { data: statistics.scratch().keep(decoder.data)?, places });
+        pass.forget(layer);
+    }
+    Ok(decoders)
+}
+
+/// The best latent of layer `i` for the decoders and the other latents as they are: `P S`.
+fn latent(
+    statistics: &Statistics,
+    roots: &[Roots],
+    cascade: Cascade,
+    projections: &[Projection],
+    decoders: &[Decoder],
+    i: usize,
+) -> Result<Mat64, Error> {
+    let rows = 2 * statistics.config().d_kv();
+    let metrics = roots[i].load()?;
+    let readers: Vec<usize> =
+        (i..roots.len().min(i + cascade.window + 1)).filter(|&l| cascade.first_read(l) <= i).collect();
+    let first = readers.iter().map(|&l| cascade.first_read(l)).min().unwrap_or(i);
+    let last = readers.last().copied().unwrap_or(i);
+    // `E[c_j y_iᵀ]`, whitened, of every layer that a reader of i reads too.
+    let mut crossed = Vec::with_capacity(last + 1 - first);
+    for (j, projection) in (first..).zip(&projections[first..=last]) {
+        let raw = match j >= i {
+            true => statistics.moment(j, i)?,
+            false => statistics.moment(i, j)?.transpose(),
+        };
+        crossed.push(whiten(&metrics, &projection.load()?.dot(&raw).transpose()).transpose());
+    }
+    let rank = projections[i].ranks.iter().sum();
+    let (mut square, mut wanted) = (Mat64::zeros(rank, rank), Mat64::zeros(rank, rows));
+    for &l in &readers {
+        let Some(own) = decoders[l].block(rows, i)? else { continue };
+        let own = own.transpose();
+        square.add(&own.dot(&own.transpose()));
+        // `E[e_l y_iᵀ]`.
+        let target = whiten(&roots[l].load()?, &statistics.moment(l, i)?);
+        let mut left = whiten(&metrics, &target.transpose()).transpose();
+        for j in (cascade.first_read(l)..=l).filter(|&j| j != i) {
+            if let Some(decoder) = decoders[l].block(rows, j)? {
+                left.subtract(&decoder.dot(&crossed[j - first]));
+            }
+        }
+        wanted.add(&own.dot(&left));
+    }
+    square.add_ridge(RIDGE);
+    let mut moment = whiten_moment(&metrics, &statistics.moment(i, i)?);
+    moment.add_ridge(RIDGE);
+    let p = solve(&moment, &solve(&square, &wanted)?.transpose())?;
+    Ok(whiten(&metrics, &p).transpose())
+}

@@ -1,0 +1,241 @@
+//! What a conversion will take, from the configuration alone: operations, memory, disk.
+//!
+//! Counts follow the phases of [`convert`](crate::convert()) and the sizes that they hold; the few factors that are not
+//! counts (copies that a product or a backward pass makes) were measured, and `cargo xtask bench convert` and `bench big`
+//! hold the prediction to what the system saw.
+
+use mla_core::DecoderConfig;
+use mla_core::decoder::{MlpKind, NormKind};
+use serde::Serialize;
+
+use crate::convert::Options;
+use crate::metric::Objective;
+use crate::plan::{Latents, Method, Plan};
+use crate::sweep::CHUNK_TOKENS;
+
+/// How much text there is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TextSize {
+    /// Windows to fit to.
+    pub windows: usize,
+    /// Windows to measure on.
+    pub held_back: usize,
+    /// Tokens of each.
+    pub length: usize,
+}
+
+/// How fast the machine is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speed {
+    /// f32 operations a second of a large product.
+    pub flops: f64,
+    /// Weights a second that are read and laid out.
+    pub weights: f64,
+}
+
+/// What a conversion will take.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Prediction {
+    /// Wall time.
+    pub seconds: f64,
+    /// Largest resident memory.
+    pub peak_memory_bytes: u64,
+    /// Largest size of the temporary file.
+    pub scratch_bytes: u64,
+}
+
+/// Memory of the program itself, and what a tokenizer and some text add.
+const BASE_BYTES: f64 = 35e6;
+const TEXT_BYTES: f64 = 50e6;
+/// f64 operations cost this many f32 operations.
+const F64_COST: f64 = 3.0;
+/// Copies of a batch's activations that a pass holds at its widest; a backward pass, a block at a time, no more.
+const COPIES: f64 = 1.9;
+
+/// Predicts a conversion by `plans` (every one of them is fitted, and measured where text is held back).
+pub fn predict(
+    config: &DecoderConfig,
+    plans: &[Plan],
+    text: Option<TextSize>,
+    options: &Options,
+    scratch_memory: u64,
+    speed: Speed,
+) -> Prediction {
+    let counts = Counts::new(config);
+    let Some(text) = text else {
+        let flops = counts.layers
+            * counts.d_kv
+            * counts.d_kv
+            * (4.0 * counts.d_model + 40.0 * counts.d_kv)
+            * F64_COST;
+        let memory = 8.0 * 6.0 * counts.d_kv * counts.d_model + 8.0 * 12.0 * counts.d_kv * counts.d_kv;
+        let kept = counts.layers * (counts.kept_spectra() + counts.factors(plans));
+        return counts.total(flops, 0.0, memory, kept, scratch_memory, speed);
+    };
+    let tokens = (text.windows * text.length) as f64;
+    let fisher = plans.iter().any(|plan| plan.objective == Objective::Fisher);
+    let fisher_windows = if fisher { options.fisher_windows.min(text.windows) } else { 0 };
+    let fisher_tokens = (fisher_windows * text.length) as f64;
+    let draws = options.fisher_draws as f64;
+    let held_back = (text.held_back * text.length) as f64;
+    let batch = ((CHUNK_TOKENS / text.length.max(1)).clamp(1, text.windows.max(1)) * text.length) as f64;
+    let window = plans.iter().map(|plan| window(plan) + 1).max().unwrap_or(1) as f64;
+
+    let forward = 2.0 * counts.active * counts.layers;
+    let moments = 2.0 * (2.0 * counts.d_kv).powi(2) * window * counts.layers * F64_COST;
+    let head = 2.0 * counts.d_model * counts.vocabulary;
+    let again = if fisher && fisher_windows < text.windows { fisher_tokens * forward } else { 0.0 };
+    let backward = fisher_tokens * draws * (3.0 * forward + 3.0 * head);
+    let judged = held_back * (1.0 + plans.len() as f64) * (forward + head);
+    let fits: f64 = plans.iter().map(|plan| counts.fit(plan)).sum();
+    let flops = tokens * (forward + moments) + again + backward + judged + fits;
+    let passes = 1.0
+        + f64::from(u8::from(again > 0.0))
+        + f64::from(u8::from(fisher))
+        + f64::from(u8::from(held_back > 0.0));
+    let loads = passes * counts.layers * counts.block;
+
+    let wide = 4.0 * COPIES * counts.activations(batch, text.length as f64);
+    let sums = 8.0 * 4.0 * counts.d_kv * (batch + 4.0 * counts.d_kv);
+    // A matrix is laid out anew while it is loaded, and is there twice for that moment.
+    let block = 4.0 * counts.block + (4.0 * counts.largest).max(wide + sums);
+    let slice = 4.0 * 8192.0 * (3.0 * counts.d_model + 4.0 * 1024.0);
+    let solve = plans.iter().map(|plan| counts.solve_bytes(plan)).fold(0.0, f64::max);
+    let memory = block.max(slice).max(solve);
+
+    let stream = 4.0 * counts.d_model * (tokens + 2.0 * fisher_tokens * draws);
+    let boundaries = 4.0 * counts.d_model * fisher_tokens * (counts.layers + 1.0);
+    let outputs = 4.0 * 2.0 * counts.d_kv * tokens * window;
+    let second = 8.0 * (2.0 * counts.d_kv).powi(2) * window * counts.layers;
+    let spectra = counts.layers * (1.5 * counts.kept_spectra() + counts.factors(plans));
+    let first_half = stream + boundaries + outputs + second;
+    let kept =
+        first_half.max(second + spectra + 4.0 * counts.d_model * held_back * (1.0 + plans.len() as f64));
+    counts.total(flops, loads, TEXT_BYTES + memory, kept, scratch_memory, speed)
+}
+
+fn window(plan: &Plan) -> usize {
+    match plan.method {
+        Method::Cascade(cascade) => cascade.window,
+        _ => 0,
+    }
+}
+
+/// Sizes of a model, as numbers to calculate with.
+struct Counts {
+    layers: f64,
+    d_model: f64,
+    d_kv: f64,
+    d_ff: f64,
+    heads: f64,
+    vocabulary: f64,
+    /// Weights of a block.
+    block: f64,
+    /// Weights of a block that a token meets.
+    active: f64,
+    /// Weights of the block's largest matrix.
+    largest: f64,
+    /// Weights of the whole model.
+    model: f64,
+}
+
+impl Counts {
+    fn new(config: &DecoderConfig) -> Self {
+        let (d_model, d_ff) = (config.d_model as f64, config.d_ff as f64);
+        let (d_kv, width) = (config.d_kv() as f64, (config.n_heads * config.d_head) as f64);
+        let attention = d_model * (2.0 * width + 2.0 * d_kv);
+        let (mlp, active) = match config.mlp {
+            MlpKind::Plain(_) => (2.0 * d_model * d_ff, 2.0 * d_model * d_ff),
+            MlpKind::Gated(_) => (3.0 * d_model * d_ff, 3.0 * d_model * d_ff),
+            MlpKind::Experts { n_experts, top_k, .. } => {
+                (3.0 * d_model * d_ff * n_experts as f64, 3.0 * d_model * d_ff * top_k as f64)
+            }
+        };
+        let norms = if config.norm == NormKind::Layer { 4.0 } else { 2.0 } * d_model;
+        let vocabulary = config.vocab_size as f64;
+        let layers = config.n_layers() as f64;
+        Self {
+            layers,
+            d_model,
+            d_kv,
+            d_ff,
+            heads: config.n_heads as f64,
+            vocabulary,
+            block: attention + mlp + norms,
+            active: attention + active,
+            largest: (d_model * d_ff).max(d_model * width),
+            model: layers * (attention + mlp) + 2.0 * vocabulary * d_model,
+        }
+    }
+
+    /// Numbers that one block's activations of a batch take, each counted once.
+    fn activations(&self, batch: f64, length: f64) -> f64 {
+        batch * (6.0 * self.d_model + 3.0 * self.d_ff + 4.0 * self.d_kv + 2.0 * self.heads * length)
+    }
+
+    /// Bytes of a layer's eigenvectors, there and back.
+    fn kept_spectra(&self) -> f64 {
+        8.0 * 4.0 * self.d_kv * self.d_kv
+    }
+
+    /// Bytes of a layer's factors under all plans.
+    fn factors(&self, plans: &[Plan]) -> f64 {
+        plans
+            .iter()
+            .map(|plan| 4.0 * self.width(plan) * (self.d_model + 2.0 * self.d_kv * (window(plan) + 1) as f64))
+            .sum()
+    }
+
+    /// Latent numbers a layer.
+    fn width(&self, plan: &Plan) -> f64 {
+        match plan.width {
+            crate::plan::Width::Ratio(ratio) => 2.0 * self.d_kv / ratio,
+            crate::plan::Width::Fixed(d_latent) => 2.0 * d_latent as f64,
+        }
+    }
+
+    /// Bytes that the matrices of a fit take.
+    fn solve_bytes(&self, plan: &Plan) -> f64 {
+        let read = self.width(plan) * (window(plan) + 1) as f64;
+        let rows = 2.0 * self.d_kv;
+        8.0 * (4.0 * read * read + 4.0 * read * rows + 6.0 * rows * rows + 4.0 * self.d_model * rows)
+    }
+
+    /// f32 operations of a fit.
+    fn fit(&self, plan: &Plan) -> f64 {
+        let rows = 2.0 * self.d_kv;
+        let eigen = 12.0 * rows.powi(3);
+        let layer = match plan.method {
+            Method::Cascade(cascade) if cascade.window > 0 => {
+                let window = (cascade.window + 1) as f64;
+                let read = self.width(plan) * window;
+                let walk = eigen + read.powi(3) / 3.0 + 4.0 * read * read * rows + 4.0 * read * rows * rows;
+                let rounds = if cascade.latents == Latents::Together { cascade.rounds as f64 } else { 0.0 };
+                let refined = 2.0 * window * read * rows * self.width(plan) + 4.0 * rows.powi(3);
+                8.0 * walk + rounds * (walk + refined)
+            }
+            _ => 2.0 * eigen + 4.0 * self.d_model * rows * self.width(plan),
+        };
+        self.layers * layer * F64_COST
+    }
+
+    fn total(
+        &self,
+        flops: f64,
+        loads: f64,
+        memory: f64,
+        kept: f64,
+        scratch_memory: u64,
+        speed: Speed,
+    ) -> Prediction {
+        let scratch_memory = scratch_memory as f64;
+        // The largest tensor is written whole: an embedding in 16 bit.
+        let written = 2.0 * self.vocabulary * self.d_model;
+        let seconds = flops / speed.flops + (loads + self.model) / speed.weights;
+        Prediction {
+            seconds,
+            peak_memory_bytes: (BASE_BYTES + kept.min(scratch_memory) + memory.max(written)) as u64,
+            scratch_bytes: (kept - scratch_memory).max(0.0) as u64,
+        }
+    }
+}

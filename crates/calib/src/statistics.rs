@@ -1,0 +1,383 @@
+//! What a conversion knows of a donor: second moments of its keys and values, and how much their errors matter.
+//!
+//! The moments are those of `W_k h` and `W_v h` themselves, biases left out, for the inputs `h` that k_proj and v_proj
+//! really receive. Not centred: attention sinks make the mean anything but small, and centring measures far worse.
+//! Every method and every metric starts from them, so one sweep serves any number of plans.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor};
+use mla_core::{Attention, Block, DecoderConfig, LayerSlot, Matrix, Part, Slot, WeightSource};
+
+use crate::error::Error;
+use crate::gradient::{Fisher, FisherOptions, fisher};
+use crate::linalg::{Mat64, add_cross, add_gram};
+use crate::metric::{Metric, Objective, key_scores, value_outputs};
+use crate::scratch::{Scratch, Stored};
+use crate::sweep::{Keep, Observer, Windows, sweep};
+
+/// What the plans to come will ask for.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Needs {
+    /// How many earlier layers a layer's moments are crossed with.
+    pub window: usize,
+    /// Moments of queries, for [`Objective::Attention`].
+    pub queries: bool,
+    /// The Fisher information, for [`Objective::Fisher`].
+    pub fisher: Option<FisherOptions>,
+    /// Weight of a window's first token in the moments, as a share of the weight of all others together.
+    ///
+    /// The first token is an attention sink (Xiao et al. 2024): most heads look at it most of the time, so an error of
+    /// its K and V harms every later token. Yet it is one token of a window's hundreds in a mean. Weighing it buys it a
+    /// dimension or two of each latent, which is all it takes, since sinks look alike in every text.
+    pub sink: f64,
+}
+
+/// Statistics of a donor, kept in a [`Scratch`].
+#[derive(Debug)]
+pub struct Statistics {
+    config: DecoderConfig,
+    tokens: usize,
+    scratch: Scratch,
+    layers: Vec<LayerStatistics>,
+}
+
+#[derive(Debug)]
+struct LayerStatistics {
+    /// `E[y_i y_jᵀ]` by j, for `y = [W_k h; W_v h]`.
+    moments: BTreeMap<usize, Stored<f64>>,
+    /// `Σ_{h∈g} E[q_h q_hᵀ]`, one kv head after the other.
+    queries: Option<Stored<f64>>,
+    fisher: Option<Fisher>,
+}
+
+impl Statistics {
+    /// The statistics of real text.
+    ///
+    /// # Errors
+    /// When the source or the temporary file fails, a layer has latents already, or the donor overflows.
+    ///
+    /// # Panics
+    /// If there is no window, or they differ in length.
+    pub fn of_text<S: WeightSource>(
+        source: &S,
+        windows: &[Vec<u32>],
+        needs: &Needs,
+        device: &Device,
+        scratch: &Scratch,
+        observer: &mut dyn Observer,
+    ) -> Result<Self, Error> {
+        let config = source.config().clone();
+        let all = Windows::new(windows);
+        let mut statistics = Self {
+            tokens: all.tokens(),
+            scratch: scratch.clone(),
+            layers: Vec::new(),
+            config: config.clone(),
+        };
+        observer.phase("statistics", config.n_layers());
+        let whole = needs.fisher.as_ref().is_some_and(|fisher| fisher.windows >= windows.len());
+        let keep = if whole { Keep::Boundaries } else { Keep::Nothing };
+        let mut gathered = Gathering::new(&config, needs);
+        let found = std::cell::RefCell::new(&mut gathered);
+        let boundaries = sweep(
+            source,
+            all,
+            keep,
+            device,
+            scratch,
+            |layer, block, h| found.borrow_mut().add(layer, block, h, scratch),
+            |layer| {
+                let layer_statistics = found.borrow_mut().finish(layer, all.tokens(), scratch)?;
+                statistics.layers.push(layer_statistics);
+                observer.step(layer + 1);
+                Ok(())
+            },
+        )?;
+        if let Some(options) = &needs.fisher {
+            let boundaries = match whole {
+                true => boundaries,
+                false => {
+                    let some = spread(windows, options.windows);
+                    observer.phase("forward for gradients", config.n_layers());
+                    let step = |layer| {
+                        observer.step(layer + 1);
+                        Ok(())
+                    };
+                    sweep(
+                        source,
+                        Windows::new(&some),
+                        Keep::Boundaries,
+                        device,
+                        scratch,
+                        |_, _, _| Ok(()),
+                        step,
+                    )?
+                }
+            };
+            let found = fisher(source, boundaries, options, device, scratch, observer)?;
+            for (layer, fisher) in statistics.layers.iter_mut().zip(found) {
+                layer.fisher = Some(fisher);
+            }
+        }
+        Ok(statistics)
+    }
+
+    /// The statistics that weights alone give, for inputs of which nothing is known (`C = I`).
+    ///
+    /// # Errors
+    /// When the source or the temporary file fails, or a layer has latents already.
+    pub fn of_weights<S: WeightSource>(
+        source: &S,
+        queries: bool,
+        device: &Device,
+        scratch: &Scratch,
+    ) -> Result<Self, Error> {
+        let config = source.config().clone();
+        let mut layers = Vec::with_capacity(config.n_layers());
+        for layer in 0..config.n_layers() {
+            let y = stacked(source, layer, device)?;
+            let moment = y.dot(&y.transpose());
+            let queries = match queries {
+                false => None,
+                true => {
+                    let w_q = read(source, layer, LayerSlot::Query(Part::Weight), device)?;
+                    let group = config.n_heads / config.n_kv_heads * config.d_head;
+                    let mut heads = Vec::new();
+                    for head in 0..config.n_kv_heads {
+                        let mut b = Mat64::zeros(config.d_head, config.d_head);
+                        for first in (head * group..(head + 1) * group).step_by(config.d_head) {
+                            let q = w_q.row_block(first..first + config.d_head);
+                            b.add(&q.dot(&q.transpose()));
+                        }
+                        heads.extend(b.data);
+                    }
+                    Some(scratch.keep(heads)?)
+                }
+            };
+            let moments = BTreeMap::from([(layer, scratch.keep(moment.data)?)]);
+            layers.push(LayerStatistics { moments, queries, fisher: None });
+        }
+        Ok(Self { config, tokens: 0, scratch: scratch.clone(), layers })
+    }
+
+    /// The donor's graph.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// Calibration tokens; 0 without text.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Where arrays are kept.
+    pub fn scratch(&self) -> &Scratch {
+        &self.scratch
+    }
+
+    /// `E[y_i y_jᵀ]` for `y = [W_k h; W_v h]` (`[2 · d_kv, 2 · d_kv]`), `j ≤ i` within the window that was asked for.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be read.
+    ///
+    /// # Panics
+    /// If j lies outside the window.
+    pub fn moment(&self, i: usize, j: usize) -> Result<Mat64, Error> {
+        let size = 2 * self.config.d_kv();
+        let data = self.layers[i].moments[&j].read()?.into_owned();
+        Ok(Mat64 { rows: size, cols: size, data })
+    }
+
+    /// The metrics of a layer's keys and values.
+    ///
+    /// # Errors
+    /// When the source or the temporary file fails.
+    ///
+    /// # Panics
+    /// If the statistics were collected without what the objective needs.
+    pub fn metrics<S: WeightSource>(
+        &self,
+        source: &S,
+        objective: Objective,
+        layer: usize,
+        device: &Device,
+    ) -> Result<[Metric; 2], Error> {
+        let statistics = &self.layers[layer];
+        let d_kv = self.config.d_kv();
+        match objective {
+            Objective::Mse => Ok([Metric::Identity, Metric::Identity]),
+            Objective::Attention => {
+                let data = statistics.queries.as_ref().expect("moments of queries were asked for").read()?;
+                let d = self.config.d_head;
+                let heads: Vec<Mat64> = data
+                    .chunks_exact(d * d)
+                    .map(|head| Mat64 { rows: d, cols: d, data: head.to_vec() })
+                    .collect();
+                let w_o = read(source, layer, LayerSlot::Output(Part::Weight), device)?;
+                Ok([
+                    Metric::new(&key_scores(&self.config, &heads))?,
+                    Metric::new(&value_outputs(&self.config, &w_o))?,
+                ])
+            }
+            Objective::Fisher => {
+                let fisher = statistics.fisher.as_ref().expect("the Fisher information was asked for");
+                let metric = |stored: &Stored<f64>| {
+                    Metric::new(&Mat64 { rows: d_kv, cols: d_kv, data: stored.read()?.into_owned() })
+                };
+                Ok([metric(&fisher.key)?, metric(&fisher.value)?])
+            }
+        }
+    }
+
+    /// `E[g gᵀ]` of a layer's keys and values, if it was asked for.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be read.
+    pub fn fisher(&self, layer: usize) -> Result<Option<[Mat64; 2]>, Error> {
+        let d_kv = self.config.d_kv();
+        let Some(fisher) = &self.layers[layer].fisher else { return Ok(None) };
+        let read = |stored: &Stored<f64>| {
+            Ok::<_, Error>(Mat64 { rows: d_kv, cols: d_kv, data: stored.read()?.into_owned() })
+        };
+        Ok(Some([read(&fisher.key)?, read(&fisher.value)?]))
+    }
+}
+
+/// `[W_k; W_v]` of a layer, `[2 · d_kv, d_model]`.
+///
+/// # Errors
+/// When the source fails.
+pub fn stacked<S: WeightSource>(source: &S, layer: usize, device: &Device) -> Result<Mat64, Error> {
+    let key = read(source, layer, LayerSlot::Key(Part::Weight), device)?;
+    let value = read(source, layer, LayerSlot::Value(Part::Weight), device)?;
+    Ok(Mat64::stack(&[&key, &value]))
+}
+
+fn read<S: WeightSource>(source: &S, layer: usize, slot: LayerSlot, device: &Device) -> Result<Mat64, Error> {
+    Ok(Mat64::from_matrix(&Matrix::from_tensor(&source.matrix(Slot::Layer(layer, slot), device)?)))
+}
+
+/// `count` of the windows, spread evenly.
+pub(crate) fn spread(windows: &[Vec<u32>], count: usize) -> Vec<Vec<u32>> {
+    let count = count.clamp(1, windows.len());
+    (0..count).map(|i| windows[i * windows.len() / count].clone()).collect()
+}
+
+/// The sums of one layer, and what the layers after it will be crossed with.
+struct Gathering {
+    window: usize,
+    d_kv: usize,
+    heads: Heads,
+    /// `[W_k h; W_v h]` of the layers in the window, a batch an entry: `[tokens, 2 · d_kv]`.
+    outputs: BTreeMap<usize, Vec<Stored<f32>>>,
+    queries: Option<Vec<Mat64>>,
+    sink: f64,
+}
+
+#[derive(Clone, Copy)]
+struct Heads {
+    n_heads: usize,
+    n_kv_heads: usize,
+    d_head: usize,
+}
+
+impl Gathering {
+    fn new(config: &DecoderConfig, needs: &Needs) -> Self {
+        let heads = Heads { n_heads: config.n_heads, n_kv_heads: config.n_kv_heads, d_head: config.d_head };
+        let queries = needs.queries.then(|| heads.zeros());
+        Self {
+            window: needs.window,
+            d_kv: config.d_kv(),
+            heads,
+            outputs: BTreeMap::new(),
+            queries,
+            sink: needs.sink,
+        }
+    }
+
+    fn add(&mut self, layer: usize, block: &Block, h: Tensor<3>, scratch: &Scratch) -> Result<(), Error> {
+        let Attention::Grouped(attention) = &block.attention else {
+            return Err(Error::AlreadyLatent { layer });
+        };
+        let product = |w: &Tensor<2>| h.clone().matmul(w.clone().unsqueeze::<3>());
+        let y = vec![product(&attention.k_proj.weight.val()), product(&attention.v_proj.weight.val())];
+        let y = self.weigh(Tensor::cat(y, 2));
+        self.outputs.entry(layer).or_default().push(scratch.keep(host(y))?);
+        if let Some(sums) = &mut self.queries {
+            let q = attention.q_proj.forward(h);
+            self.heads.add(sums, q);
+        }
+        Ok(())
+    }
+
+    /// Scales each window's first token, so that products of two scaled ones have the weight that was asked for.
+    fn weigh(&self, y: Tensor<3>) -> Tensor<3> {
+        let [_, length, _] = y.dims();
+        let weight = 1.0 + self.sink * (length - 1) as f64;
+        let first = y.clone().narrow(1, 0, 1) * weight.sqrt();
+        match length {
+            1 => first,
+            _ => Tensor::cat(vec![first, y.narrow(1, 1, length - 1)], 1),
+        }
+    }
+
+    fn finish(&mut self, layer: usize, tokens: usize, scratch: &Scratch) -> Result<LayerStatistics, Error> {
+        let mut moments = BTreeMap::new();
+        for j in layer.saturating_sub(self.window)..=layer {
+            let size = 2 * self.d_kv;
+            let mut sum = Mat64::zeros(size, size);
+            for (a, b) in self.outputs[&layer].iter().zip(&self.outputs[&j]) {
+                add_cross(&mut sum, &widen(&a.read()?), &widen(&b.read()?));
+            }
+            sum.scale(1.0 / tokens as f64);
+            if !sum.data.iter().all(|x| x.is_finite()) {
+                return Err(Error::NotFinite { layer });
+            }
+            moments.insert(j, scratch.keep(sum.data)?);
+        }
+        self.outputs.retain(|&j, _| j + self.window > layer);
+        let queries = match &mut self.queries {
+            None => None,
+            Some(sums) => {
+                let sums = std::mem::replace(sums, self.heads.zeros());
+                let mean = sums.into_iter().flat_map(|sum| sum.data).map(|x| x / tokens as f64).collect();
+                Some(scratch.keep(mean)?)
+            }
+        };
+        Ok(LayerStatistics { moments, queries, fisher: None })
+    }
+}
+
+impl Heads {
+    fn zeros(self) -> Vec<Mat64> {
+        vec![Mat64::zeros(self.d_head, self.d_head); self.n_kv_heads]
+    }
+
+    /// Adds `Σ_{h∈g} q_h q_hᵀ` of a batch.
+    fn add(self, sums: &mut [Mat64], q: Tensor<3>) {
+        let [windows, length, _] = q.dims();
+        let group = self.n_heads / self.n_kv_heads;
+        let q = q.reshape([windows * length, self.n_heads, self.d_head]);
+        for (head, sum) in sums.iter_mut().enumerate() {
+            let rows = q.clone().narrow(1, head * group, group);
+            let mut lower = Mat64::zeros(self.d_head, self.d_head);
+            add_gram(&mut lower, &widen(&host(rows)));
+            // Only the lower triangle was summed.
+            for r in 0..self.d_head {
+                for c in 0..r {
+                    lower.data[c * self.d_head + r] = lower.at(r, c);
+                }
+            }
+            sum.add(&lower);
+        }
+    }
+}
+
+fn host(x: Tensor<3>) -> Vec<f32> {
+    x.try_into_vec_as::<f32>().expect("a float tensor reads back as f32")
+}
+
+fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&x| f64::from(x)).collect()
+}

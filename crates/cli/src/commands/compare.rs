@@ -1,0 +1,169 @@
+//! `shrink compare`: methods, metrics and ranks side by side on one model, and nothing written.
+
+use calib::{Plan, Scratch};
+use handlers::Model;
+use mla_core::{Decoder, DecoderConfig, Patch, WeightSource};
+use serde_json::{Value, json};
+use train::eval::{Pass, Windowing, perplexity};
+
+use crate::args::CompareArgs;
+use crate::report::table;
+use crate::session::{Session, source_error};
+use crate::{calibration, convert, plans};
+
+/// Text to measure on.
+struct Text {
+    name: String,
+    tokens: Vec<u32>,
+    donor: f64,
+}
+
+/// Fits every plan on one set of statistics and measures each on the texts.
+pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
+    let donor = session.open(&args.model)?;
+    let config = donor.model.config();
+    let calibrated = !args.calibration.no_calibration;
+    let plans = every_plan(args, calibrated, config)?;
+    let windowing = Windowing::Consecutive { length: args.max_length };
+    let measure = |decoder: &Decoder, tokens: &[u32]| {
+        perplexity(decoder, tokens, windowing, Some(args.windows), Pass::Full, &mut |_, _| {})
+    };
+    let decoder = session.load(&donor.model)?;
+    let mut texts = Vec::new();
+    for path in &args.data {
+        let tokens =
+            session.tokens(&donor.model, std::slice::from_ref(path), &args.calibration.text_field)?;
+        let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
+        texts.push(Text { name, donor: measure(&decoder, &tokens)?.perplexity, tokens });
+    }
+    drop(decoder);
+    let calibration = calibration::load(session, &args.calibration, &donor.model)?;
+    let scratch = Scratch::new(plans::scratch_bytes(args.scratch_memory)?, std::env::temp_dir());
+    let options = plans::options(&args.statistics, args.seed)?;
+    let device = &session.device;
+    let text = calibration.as_ref().map(calibration::Calibration::text);
+    let mut phases = session.ui.phases();
+    let statistics = calib::statistics(&donor.model, &plans, text, &options, device, &scratch, &mut phases)?;
+    drop(phases);
+    let held_back = text.filter(|_| args.measure_kl).map_or(&[][..], |text| text.held_back);
+    let mut task = session.ui.task("comparing", plans.len() as u64);
+    let mut lines = Vec::with_capacity(plans.len());
+    for (done, &plan) in plans.iter().enumerate() {
+        let found = calib::choose(&donor.model, &statistics, &[plan], held_back, device, &mut ())?;
+        let decoder = load(session, &found.factors, &donor.model)?;
+        let measured: Vec<f64> = texts
+            .iter()
+            .map(|text| Ok::<_, anyhow::Error>(measure(&decoder, &text.tokens)?.perplexity))
+            .collect::<Result<_, _>>()?;
+        let trial = &found.trials[0];
+        session.ui.note(&progress(&plan, trial.compression_ratio, &texts, &measured));
+        lines.push(Line {
+            plan,
+            objective: convert::objective(&plan, calibrated),
+            ratio: trial.compression_ratio,
+            cache_numbers: found.factors.config().cached_numbers_total(),
+            discarded: trial.discarded,
+            kl: trial.kl,
+            decode_cost: trial.decode_cost,
+            perplexity: measured,
+        });
+        task.at(done as u64 + 1, plans.len() as u64);
+    }
+    task.finish();
+    session.print(&object(args, config, &texts, &lines), &table_of(&texts, &lines))
+}
+
+fn load(session: &Session, factors: &calib::Factors, donor: &Model) -> anyhow::Result<Decoder> {
+    Decoder::load(&factors.over(donor), &session.device).map_err(source_error)
+}
+
+/// A plan's result as soon as it is there: a comparison can take long.
+fn progress(plan: &Plan, ratio: f64, texts: &[Text], measured: &[f64]) -> String {
+    let one = |(text, perplexity): (&Text, &f64)| format!("{} {perplexity:.3}", text.name);
+    let measured: Vec<String> = texts.iter().zip(measured).map(one).collect();
+    format!("{ratio:.2}x {}: {}", plan.name(), measured.join(", "))
+}
+
+/// Every combination that was asked for and that the model can take.
+fn every_plan(args: &CompareArgs, calibrated: bool, config: &DecoderConfig) -> anyhow::Result<Vec<Plan>> {
+    let mut all: Vec<Plan> = Vec::new();
+    for &ratio in &args.compression_ratio {
+        let width = plans::width(ratio, None)?;
+        for plan in plans::combinations(args, width, calibrated, config)? {
+            plan.check(config)?;
+            if !all.contains(&plan) {
+                all.push(plan);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// What became of one plan.
+struct Line {
+    plan: Plan,
+    objective: &'static str,
+    ratio: f64,
+    cache_numbers: usize,
+    discarded: f64,
+    kl: Option<f64>,
+    decode_cost: u64,
+    perplexity: Vec<f64>,
+}
+
+fn object(args: &CompareArgs, config: &DecoderConfig, texts: &[Text], lines: &[Line]) -> Value {
+    let line = |line: &Line| {
+        json!({
+            "name": line.plan.name(),
+            "method": line.plan.method.name(),
+            "objective": line.objective,
+            "ranks": line.plan.ranks.name(),
+            "compression_ratio": line.ratio,
+            "cached_numbers_a_token": line.cache_numbers,
+            "discarded": line.discarded,
+            "kl": line.kl,
+            "decode_multiply_adds": line.decode_cost,
+            "perplexity": line.perplexity,
+        })
+    };
+    json!({
+        "model": args.model,
+        "donor_cached_numbers_a_token": config.cached_numbers_total(),
+        "max_length": args.max_length,
+        "windows": args.windows,
+        "seed": args.seed,
+        "texts": texts.iter().map(|text| json!({ "name": text.name, "donor_perplexity": text.donor })).collect::<Vec<_>>(),
+        "plans": lines.iter().map(line).collect::<Vec<_>>(),
+    })
+}
+
+fn table_of(texts: &[Text], lines: &[Line]) -> String {
+    let mut titles = vec!["cache".to_owned(), "method, metric, ranks".into(), "KL to donor".into()];
+    titles.extend(texts.iter().flat_map(|text| [text.name.clone(), "/ donor".into()]));
+    let row = |line: &Line| {
+        let mut row = vec![
+            format!("{:.2}x", line.ratio),
+            format!("{} {} {}", plan_method(&line.plan), line.objective, line.plan.ranks.name()),
+            line.kl.map_or("-".into(), |kl| format!("{kl:.4}")),
+        ];
+        for (text, perplexity) in texts.iter().zip(&line.perplexity) {
+            row.push(format!("{perplexity:.3}"));
+            row.push(format!("{:.4}", perplexity / text.donor));
+        }
+        row
+    };
+    let mut donor = vec!["1.00x".to_owned(), "donor".into(), "0".into()];
+    donor.extend(texts.iter().flat_map(|text| [format!("{:.3}", text.donor), "1".into()]));
+    let rows: Vec<_> = std::iter::once(donor).chain(lines.iter().map(row)).collect();
+    let titles: Vec<&str> = titles.iter().map(String::as_str).collect();
+    table(&titles, &rows)
+}
+
+/// The method with the parameter that tells one of its plans from another.
+fn plan_method(plan: &Plan) -> String {
+    plan.name()
+        .split_whitespace()
+        .take_while(|word| *word != plan.objective.name())
+        .collect::<Vec<_>>()
+        .join(" ")
+}

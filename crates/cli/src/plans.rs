@@ -1,0 +1,243 @@
+//! From the command line to the plans that a conversion tries.
+
+use calib::{Cascade, Objective, Plan, Ranks, Width, Xkv};
+use mla_core::DecoderConfig;
+
+use crate::args::{self, CompareArgs, Method, MethodArgs, StatisticsArgs};
+use crate::error::UserError;
+
+/// Earlier layers that a cascade reads unless said otherwise.
+const CASCADE_WINDOW: usize = 7;
+/// Layers that share a basis unless said otherwise.
+const GROUP_SIZE: usize = 4;
+/// Dimensions that `decoupled_rope` keeps unless said otherwise.
+const D_ROPE: usize = 64;
+
+/// The width a command line asks for; the model checks it later.
+///
+/// # Errors
+/// When the ratio is no number.
+pub fn width(ratio: f64, d_latent: Option<usize>) -> Result<Width, UserError> {
+    match d_latent {
+        Some(d_latent) => Ok(Width::Fixed(d_latent)),
+        None if ratio.is_nan() => Err(UserError::Flag {
+            flag: "--compression-ratio",
+            found: "NaN".into(),
+            expected: "a number".into(),
+        }),
+        None => Ok(Width::Ratio(ratio)),
+    }
+}
+
+/// The plans that a command line asks for, the preferred one first.
+///
+/// # Errors
+/// When an option belongs to another method, or two contradict each other.
+pub fn plans(
+    args: &MethodArgs,
+    width: Width,
+    calibrated: bool,
+    config: &DecoderConfig,
+) -> Result<Vec<Plan>, UserError> {
+    check_flags(args)?;
+    let objective = match args.objective {
+        Some(args::Objective::Mse) => Objective::Mse,
+        Some(args::Objective::Attention) => Objective::Attention,
+        Some(args::Objective::Fisher) => Objective::Fisher,
+        None if calibrated => Objective::Fisher,
+        None => Objective::Mse,
+    };
+    let ranks: &[Ranks] = match (args.ranks, width) {
+        (Some(args::Ranks::Global), Width::Fixed(_)) => {
+            return Err(UserError::Flag {
+                flag: "--ranks",
+                found: "global".into(),
+                expected: "uniform with --d-latent, which gives every layer one width".into(),
+            });
+        }
+        (Some(args::Ranks::Uniform), _) | (_, Width::Fixed(_)) => &[Ranks::Uniform],
+        (Some(args::Ranks::Global), _) => &[Ranks::Global],
+        (Some(args::Ranks::Auto) | None, _) if calibrated => &[Ranks::Global, Ranks::Uniform],
+        // Nothing to measure on, and without text no common unit.
+        (Some(args::Ranks::Auto) | None, _) => &[Ranks::Uniform],
+    };
+    let methods = methods(args, calibrated, config);
+    let of = |method: &calib::Method| {
+        let method = *method;
+        ranks.iter().map(move |&ranks| Plan { method, objective, ranks, width })
+    };
+    Ok(methods.iter().flat_map(of).collect())
+}
+
+/// How statistics are to be gathered.
+///
+/// # Errors
+/// When there is to be no window or no draw, or a weight is none.
+pub fn options(args: &StatisticsArgs, seed: u64) -> Result<calib::Options, UserError> {
+    for (flag, found) in [("--fisher-samples", args.fisher_samples), ("--fisher-draws", args.fisher_draws)] {
+        if found == 0 {
+            return Err(UserError::Flag { flag, found: "0".into(), expected: "at least 1".into() });
+        }
+    }
+    // Written so that NaN is refused too.
+    if !(0.0..=100.0).contains(&args.sink_weight) {
+        let found = args.sink_weight.to_string();
+        return Err(UserError::Flag { flag: "--sink-weight", found, expected: "0 to 100".into() });
+    }
+    Ok(calib::Options {
+        seed,
+        fisher_windows: args.fisher_samples,
+        fisher_draws: args.fisher_draws,
+        sink: args.sink_weight,
+    })
+}
+
+/// Bytes of scratch memory.
+///
+/// # Errors
+/// When it is no amount of memory.
+pub fn scratch_bytes(gib: f64) -> Result<u64, UserError> {
+    match gib.is_finite() && (0.0..=1e6).contains(&gib) {
+        true => Ok((gib * (1u64 << 30) as f64) as u64),
+        false => Err(UserError::Flag {
+            flag: "--scratch-memory",
+            found: gib.to_string(),
+            expected: "0 or more GiB".into(),
+        }),
+    }
+}
+
+/// Every combination of the methods, objectives and ranks to compare, at one width.
+///
+/// # Errors
+/// As [`plans`].
+pub fn combinations(
+    args: &CompareArgs,
+    width: Width,
+    calibrated: bool,
+    config: &DecoderConfig,
+) -> Result<Vec<Plan>, UserError> {
+    let mut all = Vec::new();
+    for &method in &args.method {
+        let only =
+            |wanted: Method, values: &[usize]| if method == wanted { each(values) } else { vec![None] };
+        for objective in each(&args.objective) {
+            for ranks in each(&args.ranks) {
+                for cascade in cascades(args, method) {
+                    for cross_layer_group_size in only(Method::Xkv, &args.cross_layer_group_size) {
+                        for d_rope in only(Method::DecoupledRope, &args.d_rope) {
+                            let one = MethodArgs {
+                                method,
+                                objective,
+                                ranks,
+                                cascade_window: cascade.0,
+                                cascade_group: None,
+                                cascade_latents: cascade.1,
+                                cascade_rounds: cascade.2,
+                                cross_layer_group_size,
+                                xkv_skip_early_layers: None,
+                                keep_early_layers_original: false,
+                                d_rope,
+                                statistics: args.statistics.clone(),
+                            };
+                            all.extend(plans(&one, width, calibrated, config)?);
+                        }
+                    }
+                }
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Each value, or nothing said once.
+fn each<T: Copy>(values: &[T]) -> Vec<Option<T>> {
+    if values.is_empty() { vec![None] } else { values.iter().copied().map(Some).collect() }
+}
+
+/// Windows, latents and rounds of every cascade to compare.
+fn cascades(
+    args: &CompareArgs,
+    method: Method,
+) -> Vec<(Option<usize>, Option<args::Latents>, Option<usize>)> {
+    if method != Method::Cascade {
+        return vec![(None, None, None)];
+    }
+    let mut all = Vec::new();
+    for window in each(&args.cascade_window) {
+        for latents in each(&args.cascade_latents) {
+            all.extend(each(&args.cascade_rounds).into_iter().map(|rounds| (window, latents, rounds)));
+        }
+    }
+    all
+}
+
+fn methods(args: &MethodArgs, calibrated: bool, config: &DecoderConfig) -> Vec<calib::Method> {
+    let n_layers = config.n_layers();
+    let cascade = calib::Method::Cascade(Cascade {
+        window: args.cascade_window.unwrap_or(CASCADE_WINDOW.min(n_layers.saturating_sub(1))),
+        group: args.cascade_group,
+        latents: match args.cascade_latents {
+            Some(args::Latents::Apart) => calib::Latents::Apart,
+            Some(args::Latents::Together) | None => calib::Latents::Together,
+        },
+        rounds: args.cascade_rounds.unwrap_or(Cascade::ROUNDS),
+    });
+    let xkv = calib::Method::Xkv(Xkv {
+        group_size: args.cross_layer_group_size.unwrap_or(GROUP_SIZE.min(n_layers)),
+        skip_early_layers: args.xkv_skip_early_layers.unwrap_or(0),
+        keep_early_layers_original: args.keep_early_layers_original,
+    });
+    let decoupled = calib::Method::DecoupledRope { d_rope: args.d_rope.unwrap_or(D_ROPE) };
+    match args.method {
+        Method::Separate => vec![calib::Method::Separate],
+        Method::Xkv => vec![xkv],
+        Method::Joint => vec![calib::Method::Joint],
+        Method::DecoupledRope => vec![decoupled],
+        Method::Cascade => vec![cascade],
+        // A method whose own options were given is wanted among the candidates. Otherwise xkv and decoupled_rope are left
+        // out: at equal cache each is a restriction of separate, and cannot win.
+        Method::Auto => {
+            let cascade = (calibrated && n_layers > 1).then_some(cascade);
+            let xkv = args.cross_layer_group_size.or(args.xkv_skip_early_layers).map(|_| xkv);
+            let decoupled = args.d_rope.map(|_| decoupled);
+            let alone = [calib::Method::Separate, calib::Method::Joint];
+            // Without text joint and separate cannot be compared, and K and V have no common unit.
+            let alone = if calibrated { &alone[..] } else { &alone[..1] };
+            cascade.into_iter().chain(alone.iter().copied()).chain(xkv).chain(decoupled).collect()
+        }
+    }
+}
+
+/// An option of one method does nothing with another, so it is refused there.
+fn check_flags(args: &MethodArgs) -> Result<(), UserError> {
+    let flags = [
+        ("--cross-layer-group-size", Method::Xkv, args.cross_layer_group_size.is_some()),
+        ("--xkv-skip-early-layers", Method::Xkv, args.xkv_skip_early_layers.is_some()),
+        ("--keep-early-layers-original", Method::Xkv, args.keep_early_layers_original),
+        ("--d-rope", Method::DecoupledRope, args.d_rope.is_some()),
+        ("--cascade-window", Method::Cascade, args.cascade_window.is_some()),
+        ("--cascade-group", Method::Cascade, args.cascade_group.is_some()),
+        ("--cascade-latents", Method::Cascade, args.cascade_latents.is_some()),
+        ("--cascade-rounds", Method::Cascade, args.cascade_rounds.is_some()),
+    ];
+    for (flag, method, given) in flags {
+        // Layers that keep their attention change the cache's size, which auto compares at equal bytes.
+        let fits_auto = args.method == Method::Auto && flag != "--keep-early-layers-original";
+        if given && args.method != method && !fits_auto {
+            return Err(UserError::MethodFlag { flag, belongs_to: name(method), found: name(args.method) });
+        }
+    }
+    Ok(())
+}
+
+fn name(method: Method) -> &'static str {
+    match method {
+        Method::Auto => "auto",
+        Method::Separate => "separate",
+        Method::Xkv => "xkv",
+        Method::Joint => "joint",
+        Method::DecoupledRope => "decoupled_rope",
+        Method::Cascade => "cascade",
+    }
+}

@@ -1,0 +1,172 @@
+//! What a converted folder says of itself: `shrink.json` for programs, `README.md` for people.
+
+use std::path::Path;
+
+use calib::{Conversion, LayerReport, Trial, Width};
+use handlers::{Dtype, Model};
+use mla_core::Patch;
+use serde_json::{Value, json};
+
+use crate::calibration::{Calibration, hex};
+use crate::convert::{Request, objective};
+use crate::report;
+use crate::session::Opened;
+
+/// `shrink.json`: where the model came from and what was done to it.
+///
+/// # Errors
+/// When the donor's weight files cannot be read.
+pub fn record(
+    donor: &Opened,
+    request: &Request,
+    calibration: Option<&Calibration>,
+    conversion: &Conversion,
+) -> anyhow::Result<Value> {
+    let plan = &conversion.plan;
+    let objective = objective(plan, calibration.is_some());
+    let text = calibration.map(|c| {
+        json!({
+            "source": c.source,
+            "text_sha256": c.text_sha256,
+            "samples": c.windows.len(),
+            "length": c.windows.first().map_or(0, Vec::len),
+            "tokens": conversion.tokens,
+            "held_back_tokens": conversion.held_back_tokens,
+        })
+    });
+    let asked = match plan.width {
+        Width::Ratio(ratio) => json!({ "compression_ratio": ratio }),
+        Width::Fixed(d_latent) => json!({ "d_latent": d_latent }),
+    };
+    Ok(json!({
+        "shrink_version": env!("CARGO_PKG_VERSION"),
+        "donor": { "name": donor.name(), "weights_sha256": weights_sha256(&donor.model)? },
+        "method": plan.method.name(),
+        "objective": objective,
+        "ranks": plan.ranks.name(),
+        "statistics": {
+            "seed": request.options.seed,
+            "sink_weight": request.options.sink,
+            "fisher_windows": request.options.fisher_windows,
+            "fisher_draws": request.options.fisher_draws,
+        },
+        "asked": asked,
+        "compression_ratio": conversion.factors.config().compression_ratio(),
+        "dtype": request.dtype.map(Dtype::name),
+        "calibration": text,
+        "trials": trials(conversion),
+        "layers": conversion.layers,
+    }))
+}
+
+/// The plans that were tried, for `--json` and the record.
+pub fn trials(conversion: &Conversion) -> Value {
+    let trial = |(place, trial): (usize, &Trial)| {
+        json!({
+            "method": trial.plan.method.name(),
+            "name": trial.plan.name(),
+            "objective": trial.plan.objective.name(),
+            "ranks": trial.plan.ranks.name(),
+            "compression_ratio": trial.compression_ratio,
+            "discarded": trial.discarded,
+            "kl": trial.kl,
+            "decode_multiply_adds": trial.decode_cost,
+            "chosen": place == conversion.chosen,
+        })
+    };
+    conversion.trials.iter().enumerate().map(trial).collect()
+}
+
+/// The table that a choice was made from.
+pub fn trials_table(conversion: &Conversion) -> String {
+    let row = |(place, trial): (usize, &Trial)| {
+        vec![
+            format!("{}{}", if place == conversion.chosen { "* " } else { "  " }, trial.plan.name()),
+            format!("{:.2}x", trial.compression_ratio),
+            trial.kl.map_or("-".into(), |kl| format!("{kl:.4}")),
+            format!("{:.1} M", trial.decode_cost as f64 / 1e6),
+        ]
+    };
+    let rows: Vec<_> = conversion.trials.iter().enumerate().map(row).collect();
+    report::table(&["  method, metric, ranks", "cache", "KL to donor", "decode at 4096"], &rows)
+}
+
+/// Mean share of the loss that was prevented in keys and in values, over the layers that were converted.
+pub fn energy(layers: &[LayerReport]) -> [f64; 2] {
+    let mean = |pick: fn(&LayerReport) -> Option<f64>| {
+        let kept: Vec<f64> = layers.iter().filter_map(pick).collect();
+        kept.iter().sum::<f64>() / kept.len().max(1) as f64
+    };
+    [mean(LayerReport::key_energy), mean(LayerReport::value_energy)]
+}
+
+/// SHA-256 over the weight files in their order.
+fn weights_sha256(model: &Model) -> anyhow::Result<String> {
+    use sha2::Digest;
+    let mut digest = sha2::Sha256::new();
+    for path in model.checkpoint().files() {
+        let read = |path: &Path, digest: &mut sha2::Sha256| -> std::io::Result<()> {
+            let mut file = std::fs::File::open(path)?;
+            let mut buffer = vec![0; 1 << 20];
+            loop {
+                match std::io::Read::read(&mut file, &mut buffer)? {
+                    0 => return Ok(()),
+                    n => digest.update(&buffer[..n]),
+                }
+            }
+        };
+        read(path, &mut digest).map_err(|source| handlers::Error::Io {
+            action: "read",
+            path: path.into(),
+            source,
+        })?;
+    }
+    Ok(hex(&digest.finalize()))
+}
+
+/// The model card.
+pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conversion) -> String {
+    let config = conversion.factors.config();
+    let tokens = 4096;
+    let size = train::eval::cache_sizes(config, &[tokens], 1, 2)[0];
+    let text = match calibration {
+        Some(c) => {
+            let names: Vec<&str> = c.source.split(", ").map(|s| s.rsplit('/').next().unwrap_or(s)).collect();
+            format!("{} tokens of {}", conversion.tokens, names.join(", "))
+        }
+        None => "none (plain SVD of the weights)".into(),
+    };
+    // A path is nobody's business but the user's; `shrink.json` keeps it for reproduction.
+    let base = donor.found.id.as_ref().map_or(String::new(), |id| format!("base_model: \"{id}\"\n"));
+    let [k, v] = energy(&conversion.layers);
+    let measured = match conversion.trials[conversion.chosen].kl {
+        Some(kl) => format!(
+            "| KL to the donor on {} held-back tokens | {kl:.4} nats a token |\n",
+            conversion.held_back_tokens
+        ),
+        None => String::new(),
+    };
+    format!(
+        "---\n{base}tags:\n- shrink\n- mla\n- kv-cache\n---\n\n# {title}, KV cache {ratio:.2}x smaller\n\n\
+         Made by shrink {version}: attention is Multi-Head Latent Attention, the cache holds latents.\n\n\
+         | | |\n|---|---|\n| donor | {title} |\n| method, objective, ranks | {method}, {objective}, {ranks} |\n\
+         | calibration | {text} |\n{measured}\
+         | cache of {tokens} tokens, 16 bit | {ours} (donor {theirs}) |\n\
+         | energy kept, mean of layers | K {k:.2}%, V {v:.2}% |\n\n\
+         Measure it with `shrink eval FOLDER --data heldout.txt --against DONOR`; run it with `shrink generate`. The \
+         record of every layer is in `shrink.json`.\n\n\
+         Open it with shrink. transformers does not know the tensors under `mla`: it would load the folder as the \
+         donor's architecture and start `W_k` and `W_v` from random numbers, with no more than a warning. The donor's \
+         licence applies.\n",
+        title = donor.title(),
+        ratio = config.compression_ratio(),
+        version = env!("CARGO_PKG_VERSION"),
+        method = conversion.plan.method.name(),
+        objective = objective(&conversion.plan, calibration.is_some()),
+        ranks = conversion.plan.ranks.name(),
+        ours = report::bytes(size.model_bytes),
+        theirs = report::bytes(size.donor_bytes),
+        k = 100.0 * k,
+        v = 100.0 * v,
+    )
+}

@@ -1,0 +1,123 @@
+//! How a layer's latents come about and how keys and values are rebuilt from them.
+//!
+//! The matrices are stored as burn's `Linear` multiplies them, transposed: what the papers call a matrix with
+//! orthonormal columns has orthonormal rows here.
+
+use burn::module::Module;
+use burn::nn::Linear;
+use burn::tensor::Tensor;
+
+/// `W_down` and `W_up` of one layer.
+#[derive(Module, Debug)]
+#[expect(clippy::large_enum_variant, reason = "a model has one a layer, and most often of the larger kind")]
+pub enum Projections {
+    /// One latent for keys and one for values.
+    Split(SplitProjections),
+    /// One latent for both.
+    Joint(JointProjections),
+}
+
+/// `c_k = W_down_k h`, `c_v = W_down_v h`; `K = W_uk c_k + b_k`, `V = W_uv c_v + b_v`.
+#[derive(Module, Debug)]
+pub struct SplitProjections {
+    /// `W_down_kᵀ`: `[d_model, d_latent_k]`.
+    pub down_k: Linear,
+    /// `W_ukᵀ`: `[d_latent_k, d_kv]`, orthonormal rows; its bias is the donor's b_k, exact.
+    pub up_k: Linear,
+    /// `W_down_vᵀ`: `[d_model, d_latent_v]`.
+    pub down_v: Linear,
+    /// `W_uvᵀ`: `[d_latent_v, d_kv]`, orthonormal rows; its bias is the donor's b_v, exact.
+    pub up_v: Linear,
+}
+
+/// `c = W_down h`; `[K; V] = W_up c + [b_k; b_v]`.
+#[derive(Module, Debug)]
+pub struct JointProjections {
+    /// `W_downᵀ`: `[d_model, d_latent]`.
+    pub down: Linear,
+    /// `[W_uk; W_uv]ᵀ`: `[d_latent, 2 · d_kv]`, orthonormal rows; its bias is the donor's b_k and b_v, exact.
+    pub up: Linear,
+}
+
+/// What keys and values take from latents that are not their own (cascade).
+///
+/// `K` gains `X_k [c_v; c_j; …]` and `V` gains `X_v [c_k; c_j; …]`: the other half of the layer's own latent, where it
+/// has halves, then the whole latents of earlier layers.
+#[derive(Module, Debug)]
+pub struct CrossTerms {
+    /// `X_kᵀ`: `[columns, d_kv]`, no bias.
+    pub key: Linear,
+    /// `X_vᵀ`: `[columns, d_kv]`, no bias.
+    pub value: Linear,
+    /// The earlier layers that are read, ascending.
+    #[module(skip)]
+    pub reads: Vec<usize>,
+}
+
+impl Projections {
+    /// What is cached: the latent for keys, then that for values.
+    ///
+    /// # Shapes
+    /// - `h`: `[batch, t, d_model]` → `[batch, t, width]`
+    pub fn down(&self, h: Tensor<3>) -> Tensor<3> {
+        match self {
+            Projections::Split(split) => {
+                Tensor::cat(vec![split.down_k.forward(h.clone()), split.down_v.forward(h)], 2)
+            }
+            Projections::Joint(joint) => joint.down.forward(h),
+        }
+    }
+
+    /// Keys and values from the layer's own latents, biases included.
+    ///
+    /// # Shapes
+    /// - `latents`: `[batch, t, width]` → both `[batch, t, d_kv]`
+    pub fn up(&self, latents: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        match self {
+            Projections::Split(split) => {
+                let [latent_k, latent_v] = split.halves(latents);
+                (split.up_k.forward(latent_k), split.up_v.forward(latent_v))
+            }
+            Projections::Joint(joint) => in_two(joint.up.forward(latents)),
+        }
+    }
+}
+
+impl SplitProjections {
+    /// The latents for keys and for values, apart.
+    fn halves(&self, latents: Tensor<3>) -> [Tensor<3>; 2] {
+        let [_, d_latent_k] = self.down_k.weight.dims();
+        let [_, d_latent_v] = self.down_v.weight.dims();
+        [latents.clone().narrow(2, 0, d_latent_k), latents.narrow(2, d_latent_k, d_latent_v)]
+    }
+}
+
+impl CrossTerms {
+    /// What is added to keys and to values.
+    ///
+    /// # Shapes
+    /// - `latents`: `[batch, t, width]`, the layer's own; `earlier`: `[batch, t, ..]` each → both `[batch, t, d_kv]`
+    pub fn forward(
+        &self,
+        own: &Projections,
+        latents: Tensor<3>,
+        earlier: &[Tensor<3>],
+    ) -> (Tensor<3>, Tensor<3>) {
+        let read =
+            |first: Option<Tensor<3>>| Tensor::cat(first.into_iter().chain(earlier.to_vec()).collect(), 2);
+        let (for_keys, for_values) = match own {
+            Projections::Split(split) => {
+                let [latent_k, latent_v] = split.halves(latents);
+                (read(Some(latent_v)), read(Some(latent_k)))
+            }
+            Projections::Joint(_) => (read(None), read(None)),
+        };
+        (self.key.forward(for_keys), self.value.forward(for_values))
+    }
+}
+
+/// The halves of the last axis.
+fn in_two(x: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+    let half = x.dims()[2] / 2;
+    (x.clone().narrow(2, 0, half), x.narrow(2, half, half))
+}

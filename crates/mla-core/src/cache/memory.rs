@@ -1,0 +1,118 @@
+//! What the layers of a pass see of earlier passes and of each other.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Tensor;
+
+use super::{Cache, LayerCache};
+use crate::decoder::DecoderConfig;
+
+/// Where the layers of a pass leave what later passes and later layers read.
+#[derive(Debug)]
+pub enum Memory<'a> {
+    /// A pass without a cache: nothing outlives it, and a latent is kept only as long as some later layer reads it.
+    Pass(PassLatents),
+    /// A pass that continues the sequences of a cache.
+    Cache(&'a mut Cache),
+}
+
+/// The latents of one pass that layers further up still read; none at all for a model without cross terms.
+#[derive(Clone, Debug)]
+pub struct PassLatents {
+    /// The last layer that reads a layer's latents, for those that have a reader.
+    last_reader: BTreeMap<usize, usize>,
+    kept: BTreeMap<usize, Tensor<3>>,
+}
+
+impl PassLatents {
+    /// An empty store for one pass through the layers of `config`, in their order.
+    pub fn new(config: &DecoderConfig) -> Self {
+        let mut last_reader = BTreeMap::new();
+        for reader in 0..config.n_layers() {
+            last_reader.extend(config.reads(reader).into_iter().map(|read| (read, reader)));
+        }
+        Self { last_reader, kept: BTreeMap::new() }
+    }
+
+    /// The layers whose latents are held at this moment.
+    pub fn layers(&self) -> Vec<usize> {
+        self.kept.keys().copied().collect()
+    }
+
+    /// Takes a layer's latents and drops those that neither it nor a later layer reads. A layer may be run again.
+    fn put(&mut self, layer: usize, latent: &Tensor<3>) {
+        let last_reader = &self.last_reader;
+        self.kept.retain(|earlier, _| last_reader[earlier] >= layer);
+        if last_reader.contains_key(&layer) {
+            self.kept.insert(layer, latent.clone());
+        }
+    }
+}
+
+impl Memory<'static> {
+    /// For one pass without a cache through the layers of `config`; also where a caller holds one block at a time, one
+    /// memory a batch of sequences.
+    pub fn of_pass(config: &DecoderConfig) -> Self {
+        Memory::Pass(PassLatents::new(config))
+    }
+}
+
+impl Memory<'_> {
+    /// Stores a layer's keys and values of new tokens and returns those of all that it may see.
+    ///
+    /// # Shapes
+    /// - `k`, `v`: `[batch, n_kv_heads, t_q, d_head]` → `[batch, n_kv_heads, t_kv, d_head]`
+    pub(crate) fn keys_values(
+        &mut self,
+        layer: usize,
+        past: usize,
+        k: Tensor<4>,
+        v: Tensor<4>,
+    ) -> (Tensor<4>, Tensor<4>) {
+        match self {
+            Memory::Pass(_) => (k, v),
+            Memory::Cache(cache) => match &mut cache.layers[layer] {
+                LayerCache::Dense(cache) => cache.append(past, k, v),
+                LayerCache::Latent(_) => wrong_cache(layer),
+            },
+        }
+    }
+
+    /// Stores a layer's latents of new tokens and returns those of all that it may see.
+    ///
+    /// # Shapes
+    /// - `latent`: `[batch, t_q, width]` → `[batch, t_kv, width]`
+    pub(crate) fn latents(&mut self, layer: usize, past: usize, latent: Tensor<3>) -> Tensor<3> {
+        match self {
+            Memory::Pass(pass) => {
+                pass.put(layer, &latent);
+                latent
+            }
+            Memory::Cache(cache) => match &mut cache.layers[layer] {
+                LayerCache::Latent(cache) => cache.append(past, latent),
+                LayerCache::Dense(_) => wrong_cache(layer),
+            },
+        }
+    }
+
+    /// The latents of an earlier layer for the first `tokens` tokens.
+    ///
+    /// # Shapes
+    /// - `[batch, tokens, width]` of that layer
+    pub(crate) fn earlier(&self, layer: usize, tokens: usize) -> Tensor<3> {
+        match self {
+            Memory::Pass(pass) => match pass.kept.get(&layer) {
+                Some(latent) => latent.clone(),
+                None => panic!("the latents of layer {layer} were not kept: the pass is of another decoder"),
+            },
+            Memory::Cache(cache) => match &cache.layers[layer] {
+                LayerCache::Latent(cache) => cache.first(tokens),
+                LayerCache::Dense(_) => wrong_cache(layer),
+            },
+        }
+    }
+}
+
+fn wrong_cache(layer: usize) -> ! {
+    panic!("layer {layer}: the cache was made for another decoder")
+}

@@ -1,0 +1,172 @@
+//! Methods asked for what they cannot do: one error with a hint before anything is computed, and nothing left behind.
+
+use crate::folder::{Scratch, golden};
+use crate::program::{Run, shrink};
+
+/// Converting llama's twin (3 layers, d_kv 32) at 2x with these options; nothing may be left.
+#[track_caller]
+fn convert(more: &[&str]) -> Run {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    let run = shrink(&[&["convert", &golden("llama"), "-o", &out], more].concat());
+    assert_eq!(scratch.names(), [""; 0], "something was left behind");
+    run
+}
+
+#[track_caller]
+fn plain(more: &[&str]) -> Run {
+    convert(&[&["-r", "2", "--no-calibration"], more].concat())
+}
+
+#[test]
+fn groups_of_no_layer_or_of_more_than_there_are() {
+    for size in ["0", "4", "1000000"] {
+        let hint = plain(&["--method", "xkv", "--cross-layer-group-size", size])
+            .refused(&format!("the cross-layer group size is {size}, expected 1 to 3"));
+        assert!(hint.contains("shrink inspect"), "{hint}");
+    }
+    for layers in ["3", "4"] {
+        plain(&["--method", "xkv", "--xkv-skip-early-layers", layers])
+            .refused(&format!("the number of early layers to skip is {layers}, expected 0 to 2"));
+    }
+    plain(&["--method", "xkv", "--cross-layer-group-size", "-1"]).misused("'-1'");
+}
+
+#[test]
+fn kept_layers_without_saying_which() {
+    plain(&["--method", "xkv", "--keep-early-layers-original"]).misused("--xkv-skip-early-layers");
+}
+
+#[test]
+fn windows_and_stages_out_of_range() {
+    for window in ["3", "99"] {
+        let hint = plain(&["--method", "cascade", "--cascade-window", window])
+            .refused(&format!("the cascade window is {window}, expected 0 to 2"));
+        assert!(hint.contains("shrink inspect"), "{hint}");
+    }
+    for group in ["0", "4"] {
+        plain(&["--method", "cascade", "--cascade-group", group])
+            .refused(&format!("the cascade group is {group}, expected 1 to 3"));
+    }
+}
+
+#[test]
+fn kept_dimensions_that_leave_nothing_or_half_a_pair() {
+    let decoupled = |d_rope: &str, ratio: &str| {
+        convert(&["--no-calibration", "-r", ratio, "--method", "decoupled_rope", "--d-rope", d_rope])
+            .refused(&format!("{d_rope} dimensions cannot be kept of a latent width of "))
+    };
+    for d_rope in ["16", "17", "32", "1000"] {
+        assert!(decoupled(d_rope, "2").contains("keep 2 to 14"), "{d_rope}");
+    }
+    assert!(decoupled("0", "2").contains("keep 2 to 14"));
+    assert!(decoupled("7", "2").contains("even number"));
+    assert!(decoupled("2", "16").contains("--method separate"));
+    // Left out, it is 64.
+    plain(&["--method", "decoupled_rope"]).refused("64 dimensions cannot be kept of a latent width of 16");
+}
+
+#[test]
+fn options_of_another_method() {
+    let flags = [
+        (&["--cross-layer-group-size", "2"][..], "xkv", "separate"),
+        (&["--xkv-skip-early-layers", "1"], "xkv", "joint"),
+        (&["--xkv-skip-early-layers", "1", "--keep-early-layers-original"], "xkv", "cascade"),
+        (&["--d-rope", "4"], "decoupled_rope", "xkv"),
+        (&["--cascade-window", "1"], "cascade", "separate"),
+        (&["--cascade-group", "1"], "cascade", "joint"),
+        (&["--cascade-latents", "apart"], "cascade", "decoupled_rope"),
+        (&["--cascade-rounds", "1"], "cascade", "xkv"),
+    ];
+    for (flags, owner, other) in flags {
+        let what = format!("{} belongs to the method {owner}, not to {other}", flags[0]);
+        let hint = plain(&[&["--method", other], flags].concat()).refused(&what);
+        assert!(hint.contains(&format!("--method {owner}")), "{hint}");
+    }
+    // Layers that keep their attention are no candidate at equal bytes.
+    plain(&["--xkv-skip-early-layers", "1", "--keep-early-layers-original"])
+        .refused("--keep-early-layers-original belongs to the method xkv, not to auto");
+}
+
+#[test]
+fn what_needs_text_without_any() {
+    for args in [
+        &["--objective", "fisher"][..],
+        &["--method", "joint", "--objective", "fisher"],
+        &["--method", "cascade", "--cascade-window", "1"],
+    ] {
+        let hint = plain(args).refused("needs calibration text");
+        assert!(hint.contains("--calibration") && hint.contains("separate"), "{hint}");
+    }
+}
+
+#[test]
+fn fewer_tokens_than_latent_numbers_of_any_method() {
+    let scratch = Scratch::new();
+    // Of four windows of five tokens one is held back.
+    let file = scratch.write("few.txt", "x".repeat(20));
+    let few = ["--calibration", &file, "--max-calibration-length", "5"];
+    for (method, width) in [("separate", 16), ("xkv", 16), ("joint", 32), ("cascade", 16)] {
+        let hint = convert(&[&["-r", "2", "--method", method], &few[..]].concat())
+            .refused(&format!("15 tokens, fewer than the latent width {width}"));
+        assert!(hint.contains(&format!("at least {width} tokens")), "{hint}");
+    }
+}
+
+#[test]
+fn one_width_for_all_and_ranks_that_differ() {
+    for text in [&["--no-calibration"][..], &["--calibration", "builtin"]] {
+        convert(&[&["--d-latent", "8", "--ranks", "global"], text].concat())
+            .refused("--ranks is global, expected uniform with --d-latent");
+    }
+}
+
+#[test]
+fn statistics_of_nothing() {
+    for flag in ["--fisher-samples", "--fisher-draws"] {
+        let hint = plain(&[flag, "0"]).refused(&format!("{flag} is 0, expected at least 1"));
+        assert!(hint.contains("shrink help"), "{hint}");
+        plain(&[flag, "few"]).misused("invalid value 'few'");
+    }
+    for (weight, found) in [("nan", "NaN"), ("-1", "-1"), ("101", "101"), ("inf", "inf")] {
+        plain(&["--sink-weight", weight]).refused(&format!("--sink-weight is {found}, expected 0 to 100"));
+    }
+    for (memory, found) in [("nan", "NaN"), ("-1", "-1"), ("inf", "inf"), ("1e300", "1")] {
+        let what = format!("--scratch-memory is {found}");
+        plain(&["--scratch-memory", memory]).refused(&what);
+    }
+}
+
+#[test]
+fn names_that_are_none() {
+    for (flag, known) in [
+        ("--method", "decoupled_rope"),
+        ("--objective", "attention"),
+        ("--ranks", "global"),
+        ("--cascade-latents", "apart"),
+    ] {
+        plain(&[flag, "magic"]).misused("invalid value 'magic'");
+        plain(&[flag, "magic"]).misused(known);
+    }
+}
+
+#[test]
+fn comparisons_of_nothing() {
+    let scratch = Scratch::new();
+    let (donor, heldout) = (golden("llama"), golden("demo/heldout.txt"));
+    let compare = |more: &[&str]| {
+        let few = ["--no-calibration", "--max-length", "32", "--windows", "2"];
+        shrink(&[&["compare", &donor, "--data", &heldout], &few[..], more].concat())
+    };
+    compare(&["-r", "0.5"]).refused("is out of range: from 1 to d_kv = 32");
+    compare(&["-r", "nan"]).refused("--compression-ratio is NaN");
+    compare(&["--method", "decoupled_rope"]).refused("64 dimensions cannot be kept");
+    compare(&["--method", "cascade", "--cascade-window", "3"])
+        .refused("the cascade window is 3, expected 0 to 2");
+    compare(&["--method", "separate", "--objective", "fisher"]).refused("needs calibration text");
+    compare(&["--method", "separate", "--scratch-memory", "-1"]).refused("--scratch-memory is -1");
+    compare(&["--method", "separate", "--fisher-samples", "0"]).refused("--fisher-samples is 0");
+    shrink(&["compare", &donor]).misused("--data");
+    shrink(&["compare", &donor, "--data", &scratch.path("nowhere.txt"), "--no-calibration"])
+        .refused("nowhere.txt");
+}
