@@ -1,11 +1,13 @@
 //! The project's own tasks, run as `cargo xtask …`.
 //!
 //! `tidy` holds the tree to the rules that ARCHITECTURE.md states, `golden` remakes the artefacts of `goldens/`, `ci`
-//! runs what continuous integration runs.
+//! runs what continuous integration runs, `bench` measures what `docs/bench/` says, `synth` writes models for it.
 #![expect(clippy::print_stdout, clippy::print_stderr, reason = "a program for a terminal")]
 
+mod bench;
 mod ci;
 mod golden;
+mod synth;
 mod tidy;
 mod workspace;
 
@@ -14,8 +16,10 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use bench::Bench;
 use ci::Step;
 use golden::Request;
+use synth::Shape;
 use workspace::Workspace;
 
 /// The project's own tasks.
@@ -57,6 +61,21 @@ enum Task {
         #[arg(long, value_enum, value_name = "STEP")]
         except: Vec<Step>,
     },
+    /// Measure the release program and write what docs/bench/ says
+    #[command(subcommand)]
+    Bench(Bench),
+    /// Write a model folder of a true shape with random weights
+    #[command(after_help = "Example:\n  cargo xtask synth /tmp/qwen --layers 2")]
+    Synth {
+        /// Folder to write; it must not be there
+        dir: PathBuf,
+        /// Whose shape
+        #[arg(long, value_enum, default_value_t = Shape::Qwen25_7b)]
+        shape: Shape,
+        /// Layers, in place of the shape's own
+        #[arg(long, value_name = "N")]
+        layers: Option<usize>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -79,6 +98,12 @@ fn run(task: Task) -> anyhow::Result<bool> {
             golden::run(&workspace, Request { names, python, texts }).map(|()| true)
         }
         Task::Ci { steps, full, except } => ci::run(&workspace, &ci::plan(&steps, full, &except)),
+        Task::Bench(bench) => bench::run(&workspace, &bench),
+        Task::Synth { dir, shape, layers } => {
+            let bytes = synth::write(&dir, &shape.model(layers), &workspace.root.join(synth::TOKENIZER))?;
+            println!("{}: {:.2} GB of weights", dir.display(), bytes as f64 / 1e9);
+            Ok(true)
+        }
     }
 }
 

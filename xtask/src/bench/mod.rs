@@ -1,0 +1,105 @@
+//! Benchmarks of the release program; `docs/bench/` holds what they found.
+//!
+//! Each drives `shrink` as a user would, with its `--json`, and never looks inside. `quality` is perplexity against cache
+//! bytes, `convert` the time and memory of a conversion, `big` both at the size of Qwen2.5-7B.
+
+mod big;
+mod convert;
+mod markdown;
+mod quality;
+mod run;
+mod setting;
+mod svg;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, Subcommand};
+
+use crate::workspace::Workspace;
+use run::Shrink;
+
+/// What can be measured.
+#[derive(Debug, Subcommand)]
+pub enum Bench {
+    /// Perplexity of every method against cache bytes: quality.json, quality.md, quality.svg
+    #[command(after_help = "Examples:
+  cargo xtask bench quality --models ~/models
+  cargo xtask bench quality --models ~/models --model llama
+  cargo xtask bench quality --models ~/models --quick")]
+    Quality(quality::Request),
+    /// Time and memory of conversions, beside what the program predicts: convert.json, convert.md
+    Convert(convert::Request),
+    /// A synthetic model of 7.6 G weights: does it stay within bounds? big.json, big.md
+    Big(big::Request),
+}
+
+/// What all benchmarks are told.
+#[derive(Clone, Debug, Args)]
+pub struct Common {
+    /// Folder of real weights and texts [default: $SHRINK_MODELS]
+    #[arg(long, value_name = "DIR")]
+    models: Option<PathBuf>,
+    /// Folder for what is found [default: docs/bench; with --quick, bench-quick in the target folder]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// The program to measure, built of this tree [default: it is built first]
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// As little as shows that the benchmark works; its numbers mean nothing
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Runs a benchmark; whether what it holds the program to was kept.
+///
+/// # Errors
+/// When the program fails, or a model, a text or disk space is missing.
+pub fn run(workspace: &Workspace, bench: &Bench) -> Result<bool> {
+    match bench {
+        Bench::Quality(request) => quality::run(workspace, request).map(|()| true),
+        Bench::Convert(request) => convert::run(workspace, request).map(|()| true),
+        Bench::Big(request) => big::run(workspace, request),
+    }
+}
+
+impl Common {
+    /// The folder of models and texts.
+    fn models(&self) -> Result<PathBuf> {
+        let variable = || std::env::var_os(crate::ci::MODELS).filter(|folder| !folder.is_empty());
+        let folder = self.models.clone().or_else(|| variable().map(PathBuf::from));
+        let folder = folder.with_context(|| format!("needs --models DIR or {}", crate::ci::MODELS))?;
+        std::path::absolute(&folder).with_context(|| format!("cannot find {}", folder.display()))
+    }
+
+    /// The folder for what is found, made if it is not there.
+    fn out(&self, workspace: &Workspace) -> Result<PathBuf> {
+        let out = match (&self.out, self.quick) {
+            (Some(out), _) => out.clone(),
+            (None, true) => workspace.target.join("bench-quick"),
+            (None, false) => workspace.root.join("docs/bench"),
+        };
+        std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+        Ok(out)
+    }
+
+    /// A copy of the program that no build replaces while it is measured.
+    fn shrink(&self, workspace: &Workspace) -> Result<Shrink> {
+        Shrink::copy(workspace, self.binary.as_deref())
+    }
+}
+
+/// A file that must be there.
+fn existing(path: PathBuf) -> Result<PathBuf> {
+    match path.exists() {
+        true => Ok(path),
+        false => bail!("{} is missing", path.display()),
+    }
+}
+
+/// Writes a file and says so.
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    println!("wrote {}", path.display());
+    Ok(())
+}
