@@ -9,7 +9,7 @@ use crate::factors::Factors;
 use crate::gradient::FisherOptions;
 use crate::head::Labels;
 use crate::judge::judge;
-use crate::method::{Fitted, fit};
+use crate::method::{Fitted, fit, refit};
 use crate::metric::Objective;
 use crate::plan::{Method, Plan};
 use crate::report::LayerReport;
@@ -88,6 +88,22 @@ pub struct Conversion {
     pub trials: Vec<Trial>,
     /// Which of them was taken.
     pub chosen: usize,
+    /// KL on held-back text after sequential correction, where that was tried; it was kept if it is below the trial's.
+    pub corrected_kl: Option<f64>,
+}
+
+impl Conversion {
+    /// KL to the donor on held-back text, in nats a token, of what was taken.
+    pub fn kl(&self) -> Option<f64> {
+        let fitted = self.trials[self.chosen].kl?;
+        Some(self.corrected_kl.map_or(fitted, |corrected| corrected.min(fitted)))
+    }
+
+    /// Whether sequential correction was tried and kept.
+    pub fn is_corrected(&self) -> bool {
+        let fitted = self.trials[self.chosen].kl.unwrap_or(f64::INFINITY);
+        self.corrected_kl.is_some_and(|corrected| corrected < fitted)
+    }
 }
 
 /// Collects what the plans need to know of a donor.
@@ -150,9 +166,9 @@ pub fn convert<S: WeightSource>(
 ) -> Result<Conversion, Error> {
     assert!(!plans.is_empty(), "a conversion needs a plan");
     plans.iter().try_for_each(|plan| plan.check(source.config()))?;
-    let statistics = statistics(source, plans, text, options, device, scratch, observer)?;
     let held_back = text.map_or(&[][..], |text| text.held_back);
     let plans = if held_back.is_empty() { &plans[..1] } else { plans };
+    let statistics = statistics(source, plans, text, options, device, scratch, observer)?;
     choose(source, &statistics, plans, held_back, device, observer)
 }
 
@@ -204,17 +220,74 @@ pub fn choose<S: WeightSource>(
         held_back_tokens: held_back.iter().map(Vec::len).sum(),
         trials,
         chosen,
+        corrected_kl: None,
     })
+}
+
+/// Corrects a conversion for what its layers really read ([`refit`]), and keeps that if it measures better.
+///
+/// # Errors
+/// As [`refit`] and [`judge`]; also when no text is held back to measure on.
+pub fn correct<S: WeightSource>(
+    source: &S,
+    mut conversion: Conversion,
+    text: Text<'_>,
+    sink: f64,
+    device: &Device,
+    scratch: &Scratch,
+    observer: &mut dyn Observer,
+) -> Result<Conversion, Error> {
+    if text.held_back.is_empty() {
+        return Err(Error::NeedsText { what: "sequential correction, to be measured," });
+    }
+    let factors = refit(source, &conversion.factors, text.fit, sink, device, scratch, observer)?;
+    let verdict = judge(source, &[&factors], text.held_back, device, scratch, observer)?.remove(0);
+    conversion.corrected_kl = Some(verdict.kl);
+    if conversion.is_corrected() {
+        conversion.factors = factors;
+        let layers = conversion.layers.iter_mut().zip(&verdict.errors);
+        layers.for_each(|(layer, error)| layer.measured = *error);
+    }
+    Ok(conversion)
 }
 
 /// Tokens in the cache at which the cost of decoding is counted.
 pub const COST_CONTEXT: usize = 4096;
 
-/// The cheapest of those that are as good as the best.
+/// Of those that are as good as the best the cheapest; of those about as cheap the best. Without measurements the first.
 fn best(trials: &[Trial]) -> usize {
     let kl = |trial: &Trial| trial.kl.unwrap_or(f64::INFINITY);
     let least = trials.iter().map(kl).fold(f64::INFINITY, f64::min);
-    let good = trials.iter().enumerate().filter(|(_, trial)| kl(trial) <= least + AS_GOOD);
-    // Of equals the earlier, which the caller prefers.
-    good.min_by_key(|(_, trial)| trial.decode_cost).map_or(0, |(place, _)| place)
+    if least == f64::INFINITY {
+        return 0;
+    }
+    let good = || trials.iter().enumerate().filter(|(_, trial)| kl(trial) <= least + AS_GOOD);
+    let cheapest = good().map(|(_, trial)| trial.decode_cost).min().unwrap_or(0) as f64;
+    let cheap = good().filter(|(_, trial)| trial.decode_cost as f64 <= 1.05 * cheapest);
+    cheap.min_by(|(_, a), (_, b)| kl(a).total_cmp(&kl(b))).map_or(0, |(place, _)| place)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::Width;
+    use crate::ranks::Ranks;
+
+    fn trial(kl: Option<f64>, decode_cost: u64) -> Trial {
+        let plan = Plan {
+            method: Method::Separate,
+            objective: Objective::Mse,
+            ranks: Ranks::Uniform,
+            width: Width::Ratio(2.0),
+        };
+        Trial { plan, compression_ratio: 2.0, discarded: 0.0, kl, decode_cost }
+    }
+
+    #[test]
+    fn the_cheapest_of_the_good_is_taken_and_the_best_of_the_cheap() {
+        let trials =
+            [(0.100, 900), (0.104, 100), (0.103, 104), (0.2, 10)].map(|(kl, cost)| trial(Some(kl), cost));
+        assert_eq!(best(&trials), 2);
+        assert_eq!(best(&[trial(None, 9), trial(None, 1)]), 0, "nothing was measured");
+    }
 }

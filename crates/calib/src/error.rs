@@ -61,6 +61,12 @@ pub enum Error {
         /// Keys and values of all layers.
         units: usize,
     },
+    /// A decoder that several layers share cannot be fitted to one of them.
+    #[error("layer {layer} shares its W_up with another, and cannot be corrected on its own")]
+    SharedBasis {
+        /// The layer.
+        layer: usize,
+    },
     /// Something that cannot be had without calibration text.
     #[error("{what} needs calibration text")]
     NeedsText {
@@ -136,15 +142,14 @@ impl Error {
                 _ => format!("keep 2 to {} (--d-rope), or lower the ratio", (d_latent - 1) / 2 * 2),
             },
             Error::Budget { .. } => "lower the ratio, or take --ranks uniform".into(),
+            Error::SharedBasis { .. } => "leave --sequential out with xkv".into(),
             Error::NeedsText { .. } => {
                 "give text with --calibration, or take --method separate --objective mse".into()
             }
             Error::LogitsNotFinite { .. } => {
                 "the donor overflows on this text: are its weights damaged?".into()
             }
-            Error::Scratch { .. } => {
-                "the file lies beside OUT: free some space there, or raise --scratch-memory".into()
-            }
+            Error::Scratch { .. } => "free some space there, or raise --scratch-memory".into(),
             Error::DivergenceNotFinite | Error::NotPositive { .. } => {
                 "the statistics are degenerate: calibrate on more and other text".into()
             }

@@ -56,38 +56,35 @@ pub fn judge<S: WeightSource>(
         let Attention::Grouped(attention) = &block.attention else {
             return Err(Error::AlreadyLatent { layer });
         };
-        let (mut after, mut truth) = (Vec::new(), Vec::new());
+        let theirs = |run: &Run<'_>| Attention::load(&run.factors.over(source), layer, device);
+        let attentions: Vec<Attention> = runs.iter().map(theirs).collect::<Result<_, _>>()?;
+        let mut squares = vec![[Squares::default(), Squares::default()]; runs.len()];
+        // One batch at a time through all of them, so that one batch's true K and V are there at a time.
         for batch in 0..donor.len() {
             let x = donor.batch(batch, device)?;
             let h = block.attention_input(x.clone());
-            let (k, v) = attention.project(h.clone());
-            let attended =
-                attention.attend(h, k.clone(), v.clone(), &frame, layer, &mut Memory::of_pass(config));
-            after.push(StoredTensor::keep(scratch, block.after_attention(x, attended))?);
-            truth.push((k, v));
-        }
-        donor = Stream::from_batches(after);
-        for run in &mut runs {
-            let attention = Attention::load(&run.factors.over(source), layer, device)?;
-            let mut sums = [Squares::default(), Squares::default()];
-            let mut after = Vec::new();
-            for (batch, (true_k, true_v)) in truth.iter().enumerate() {
+            let (true_k, true_v) = attention.project(h.clone());
+            let memory = &mut Memory::of_pass(config);
+            let attended = attention.attend(h, true_k.clone(), true_v.clone(), &frame, layer, memory);
+            donor.replace(batch, StoredTensor::keep(scratch, block.after_attention(x, attended))?);
+            for ((run, attention), sums) in runs.iter_mut().zip(&attentions).zip(&mut squares) {
                 let x = run.stream.batch(batch, device)?;
                 let h = block.attention_input(x.clone());
                 let memory = &mut run.memories[batch];
-                let attended = match &attention {
+                let attended = match attention {
                     Attention::Grouped(_) => attention.forward(h, &frame, layer, memory),
                     Attention::Latent(latent) => {
                         let (k, v) = latent.project(h.clone(), &frame, layer, memory);
-                        sums[0].add(&k, true_k);
-                        sums[1].add(&v, true_v);
+                        sums[0].add(&k, &true_k);
+                        sums[1].add(&v, &true_v);
                         latent.attend(h, k, v, &frame, layer)
                     }
                 };
-                after.push(StoredTensor::keep(scratch, block.after_attention(x, attended))?);
+                run.stream.replace(batch, StoredTensor::keep(scratch, block.after_attention(x, attended))?);
             }
-            run.stream = Stream::from_batches(after);
-            let measured = MeasuredError { key: sums[0].relative(), value: sums[1].relative() };
+        }
+        for ((run, attention), [key, value]) in runs.iter_mut().zip(&attentions).zip(squares) {
+            let measured = MeasuredError { key: key.relative(), value: value.relative() };
             run.errors.push(matches!(attention, Attention::Latent(_)).then_some(measured));
         }
         observer.step(layer + 1);

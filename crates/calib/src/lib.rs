@@ -26,7 +26,7 @@ mod statistics;
 mod sweep;
 
 pub use convert::{
-    AS_GOOD, COST_CONTEXT, Conversion, FISHER_WINDOWS, Options, SINK, Text, Trial, choose, convert,
+    AS_GOOD, COST_CONTEXT, Conversion, FISHER_WINDOWS, Options, SINK, Text, Trial, choose, convert, correct,
     statistics,
 };
 pub use cost::decode_cost;

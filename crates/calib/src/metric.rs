@@ -60,6 +60,10 @@ impl Metric {
     /// # Errors
     /// When the eigendecomposition does not converge.
     pub fn new(m: &Mat64) -> Result<Self, Error> {
+        // Where nothing is read of K or V (an expanded model's new blocks), no error of them is worse than another.
+        if m.trace() <= 0.0 {
+            return Ok(Metric::Identity);
+        }
         let mut ridged = m.clone();
         ridged.add_ridge(RIDGE);
         Self::exact(&ridged)
@@ -239,6 +243,11 @@ mod tests {
         let (metric, x) = (metric(6, 1), Mat64::random(6, 3, 2));
         assert!(gap(&metric.unwhiten(&metric.whiten(&x)), &x) < 1e-10);
         assert_eq!(Metric::Identity.whiten(&x), x);
+    }
+
+    #[test]
+    fn a_metric_of_nothing_is_the_identity() {
+        assert!(matches!(Metric::new(&Mat64::zeros(3, 3)), Ok(Metric::Identity)));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use crate::ranks::Ranks;
 pub enum Width {
     /// The donor's cache over the new one's: `d_latent = d_kv / ratio` numbers for K and as many for V, on average.
     Ratio(f64),
-    /// This many latent numbers for K and as many for V in every layer (of `joint`: this many for both together).
+    /// This many latent numbers for K and as many for V in every layer; twice as many where they share a latent.
     Fixed(usize),
 }
 
@@ -83,19 +83,6 @@ impl Cascade {
     }
 }
 
-impl Cascade {
-    /// `cascade w7`, and what differs from the default.
-    fn name(&self) -> String {
-        let latents = if self.latents == Latents::Apart { " apart" } else { "" };
-        let rounds = match self.rounds {
-            Self::ROUNDS => String::new(),
-            _ if self.latents == Latents::Apart => String::new(),
-            rounds => format!(" r{rounds}"),
-        };
-        format!("cascade w{}{latents}{rounds}", self.window)
-    }
-}
-
 impl Method {
     /// The name on the command line and in `config.json`.
     pub fn name(&self) -> &'static str {
@@ -105,6 +92,31 @@ impl Method {
             Method::Joint => "joint",
             Method::DecoupledRope { .. } => "decoupled_rope",
             Method::Cascade(_) => "cascade",
+        }
+    }
+
+    /// The name with its parameters, those of cascade where they are not the default: `cascade w7`, `xkv g4`.
+    pub fn title(&self) -> String {
+        match *self {
+            Method::Separate | Method::Joint => self.name().to_owned(),
+            Method::Xkv(xkv) => {
+                let skipped = match (xkv.skip_early_layers, xkv.keep_early_layers_original) {
+                    (0, _) => String::new(),
+                    (skipped, true) => format!(" original {skipped}"),
+                    (skipped, false) => format!(" skip {skipped}"),
+                };
+                format!("xkv g{}{skipped}", xkv.group_size)
+            }
+            Method::DecoupledRope { d_rope } => format!("decoupled_rope d{d_rope}"),
+            Method::Cascade(cascade) => {
+                let group = cascade.group.map_or(String::new(), |group| format!(" stages of {group}"));
+                let how = match (cascade.latents, cascade.rounds) {
+                    (Latents::Apart, _) => " apart".to_owned(),
+                    (Latents::Together, Cascade::ROUNDS) => String::new(),
+                    (Latents::Together, rounds) => format!(" r{rounds}"),
+                };
+                format!("cascade w{}{group}{how}", cascade.window)
+            }
         }
     }
 }
@@ -125,11 +137,7 @@ pub struct Plan {
 impl Plan {
     /// A name for tables: `cascade w7 fisher global`.
     pub fn name(&self) -> String {
-        let method = match self.method {
-            Method::Cascade(cascade) => cascade.name(),
-            ref other => other.name().to_owned(),
-        };
-        format!("{method} {} {}", self.objective, self.ranks.name())
+        format!("{} {} {}", self.method.title(), self.objective, self.ranks.name())
     }
 
     /// Whether the model can be converted so.
@@ -184,9 +192,12 @@ impl Plan {
             Width::Ratio(found) if !(1.0..=config.d_kv() as f64).contains(&found) => {
                 Err(Error::Ratio { found, d_kv: config.d_kv() })
             }
-            Width::Ratio(ratio) => Ok(((d_kv as f64 / ratio) as usize).max(1)),
-            Width::Fixed(found) if !(1..=d_kv).contains(&found) => Err(Error::LatentWidth { found, d_kv }),
-            Width::Fixed(found) => Ok(found),
+            // A ratio that was itself a quotient of whole numbers must not lose one to rounding.
+            Width::Ratio(ratio) => Ok(((d_kv as f64 / ratio + 1e-9) as usize).max(1)),
+            Width::Fixed(found) if !(1..=config.d_kv()).contains(&found) => {
+                Err(Error::LatentWidth { found, d_kv: config.d_kv() })
+            }
+            Width::Fixed(found) => Ok(found * d_kv / config.d_kv()),
         }
     }
 
@@ -195,11 +206,10 @@ impl Plan {
     /// # Errors
     /// When the width is out of range.
     pub fn budget(&self, config: &DecoderConfig, layers: usize) -> Result<usize, Error> {
-        let uniform = self.d_latent(config)?;
-        Ok(match (self.width, self.method) {
-            (Width::Ratio(ratio), _) => ((2 * config.d_kv() * layers) as f64 / ratio) as usize,
-            (Width::Fixed(_), Method::Joint) => uniform * layers,
-            (Width::Fixed(_), _) => 2 * uniform * layers,
+        self.d_latent(config)?;
+        Ok(match self.width {
+            Width::Ratio(ratio) => ((2 * config.d_kv() * layers) as f64 / ratio + 1e-9) as usize,
+            Width::Fixed(d_latent) => 2 * d_latent * layers,
         })
     }
 }

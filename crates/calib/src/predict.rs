@@ -42,6 +42,8 @@ pub struct Prediction {
     pub peak_memory_bytes: u64,
     /// Largest size of the temporary file.
     pub scratch_bytes: u64,
+    /// The latent tensors that are written in place of `W_k` and `W_v`, in f32, of the plan that has most.
+    pub factor_bytes: u64,
 }
 
 /// Memory of the program itself, and what a tokenizer and some text add.
@@ -70,7 +72,7 @@ pub fn predict(
             * F64_COST;
         let memory = 8.0 * 6.0 * counts.d_kv * counts.d_model + 8.0 * 12.0 * counts.d_kv * counts.d_kv;
         let kept = counts.layers * (counts.kept_spectra() + counts.factors(plans));
-        return counts.total(flops, 0.0, memory, kept, scratch_memory, speed);
+        return counts.total(flops, 0.0, memory, kept, counts.written(plans), scratch_memory, speed);
     };
     let tokens = (text.windows * text.length) as f64;
     let fisher = plans.iter().any(|plan| plan.objective == Objective::Fisher);
@@ -111,7 +113,7 @@ pub fn predict(
     let first_half = stream + boundaries + outputs + second;
     let kept =
         first_half.max(second + spectra + 4.0 * counts.d_model * held_back * (1.0 + plans.len() as f64));
-    counts.total(flops, loads, TEXT_BYTES + memory, kept, scratch_memory, speed)
+    counts.total(flops, loads, TEXT_BYTES + memory, kept, counts.written(plans), scratch_memory, speed)
 }
 
 fn window(plan: &Plan) -> usize {
@@ -186,6 +188,12 @@ impl Counts {
             .sum()
     }
 
+    /// Bytes of all factors of the plan that has most.
+    fn written(&self, plans: &[Plan]) -> f64 {
+        let one = |plan: &Plan| self.layers * self.factors(std::slice::from_ref(plan));
+        plans.iter().map(one).fold(0.0, f64::max)
+    }
+
     /// Latent numbers a layer.
     fn width(&self, plan: &Plan) -> f64 {
         match plan.width {
@@ -225,6 +233,7 @@ impl Counts {
         loads: f64,
         memory: f64,
         kept: f64,
+        factors: f64,
         scratch_memory: u64,
         speed: Speed,
     ) -> Prediction {
@@ -236,6 +245,7 @@ impl Counts {
             seconds,
             peak_memory_bytes: (BASE_BYTES + kept.min(scratch_memory) + memory.max(written)) as u64,
             scratch_bytes: (kept - scratch_memory).max(0.0) as u64,
+            factor_bytes: factors as u64,
         }
     }
 }

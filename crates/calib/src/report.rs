@@ -29,9 +29,9 @@ pub struct LayerReport {
 pub struct SpectrumReport {
     /// Latent width chosen.
     pub d_latent: usize,
-    /// Share of the spectrum kept, from 0 to 1; for cascade, of the loss that K (or V) as a whole could cause.
+    /// Share of the loss prevented, from 0 to 1.
     pub energy_kept: f64,
-    /// `Σ_{j>d_latent} Λ_j`: the predicted loss, an expected squared error a token under the metric.
+    /// The predicted loss a token under the metric: `Σ_{j>d_latent} Λ_j` where the latent is all that is read.
     pub discarded: f64,
     /// The whole spectrum, largest first; for cascade, of what the layers before do not tell.
     pub spectrum: Vec<f64>,
@@ -75,7 +75,22 @@ impl LayerReport {
         self.value.as_ref().or(self.joint.as_ref()).map(|report| report.energy_kept)
     }
 
-    /// `Σ Λ` of what was discarded.
+    /// Replaces the losses that the spectra foretell by those that are left of keys and of values after all: a decoder may
+    /// read more than its own latent. `totals` are what dropping each part would lose.
+    pub(crate) fn foretell(&mut self, left: [f64; 2], totals: &[f64]) {
+        let set = |report: &mut Option<SpectrumReport>, left: f64, total: f64| {
+            if let Some(report) = report {
+                report.discarded = left;
+                report.energy_kept = energy_kept(total, left);
+            }
+        };
+        let total = |part: usize| totals.get(part).copied().unwrap_or_default();
+        set(&mut self.key, left[0], total(0));
+        set(&mut self.value, left[1], total(1));
+        set(&mut self.joint, left[0] + left[1], total(0));
+    }
+
+    /// The predicted loss of the layer.
     pub fn discarded(&self) -> f64 {
         self.latents().map(|latent| latent.discarded).sum()
     }

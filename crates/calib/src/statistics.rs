@@ -94,6 +94,8 @@ impl Statistics {
                 Ok(())
             },
         )?;
+        drop(found);
+        drop(gathered);
         if let Some(options) = &needs.fisher {
             let boundaries = match whole {
                 true => boundaries,
@@ -302,24 +304,13 @@ impl Gathering {
         };
         let product = |w: &Tensor<2>| h.clone().matmul(w.clone().unsqueeze::<3>());
         let y = vec![product(&attention.k_proj.weight.val()), product(&attention.v_proj.weight.val())];
-        let y = self.weigh(Tensor::cat(y, 2));
+        let y = weigh_first(Tensor::cat(y, 2), self.sink);
         self.outputs.entry(layer).or_default().push(scratch.keep(host(y))?);
         if let Some(sums) = &mut self.queries {
             let q = attention.q_proj.forward(h);
             self.heads.add(sums, q);
         }
         Ok(())
-    }
-
-    /// Scales each window's first token, so that products of two scaled ones have the weight that was asked for.
-    fn weigh(&self, y: Tensor<3>) -> Tensor<3> {
-        let [_, length, _] = y.dims();
-        let weight = 1.0 + self.sink * (length - 1) as f64;
-        let first = y.clone().narrow(1, 0, 1) * weight.sqrt();
-        match length {
-            1 => first,
-            _ => Tensor::cat(vec![first, y.narrow(1, 1, length - 1)], 1),
-        }
     }
 
     fn finish(&mut self, layer: usize, tokens: usize, scratch: &Scratch) -> Result<LayerStatistics, Error> {
@@ -371,6 +362,17 @@ impl Heads {
             }
             sum.add(&lower);
         }
+    }
+}
+
+/// Scales each window's first token, so that products of two scaled ones have the weight that was asked for.
+pub(crate) fn weigh_first(y: Tensor<3>, sink: f64) -> Tensor<3> {
+    let [_, length, _] = y.dims();
+    let weight = 1.0 + sink * (length - 1) as f64;
+    let first = y.clone().narrow(1, 0, 1) * weight.sqrt();
+    match length {
+        1 => first,
+        _ => Tensor::cat(vec![first, y.narrow(1, 1, length - 1)], 1),
     }
 }
 

@@ -114,6 +114,10 @@ impl Stream {
         self.batches[index].load(device)
     }
 
+    pub(crate) fn replace(&mut self, index: usize, batch: StoredTensor) {
+        self.batches[index] = batch;
+    }
+
     pub(crate) fn from_batches(batches: Vec<StoredTensor>) -> Self {
         Self { batches }
     }

@@ -129,6 +129,9 @@ pub struct ConvertArgs {
     /// Say what the conversion would take (time, memory, disk), and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Fit decoders again on what the compressed layers before them produce; kept if the KL on held-back text falls
+    #[arg(long, conflicts_with = "no_calibration")]
+    pub sequential: bool,
     /// Store the original W_k and W_v too, as a reconstruction loss needs them
     #[arg(long)]
     pub store_original_weights: bool,
@@ -163,14 +166,8 @@ pub struct CompareArgs {
         allow_negative_numbers = true
     )]
     pub compression_ratio: Vec<f64>,
-    /// Methods to compare
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "separate,joint,cascade",
-        value_name = "METHOD,…"
-    )]
+    /// Methods to compare [default: separate,joint, and with calibration text cascade]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "METHOD,…")]
     pub method: Vec<Method>,
     /// Objectives to compare [default: fisher with calibration text, else mse]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "OBJECTIVE,…")]
@@ -205,6 +202,9 @@ pub struct CompareArgs {
     /// GiB of activations and statistics kept in memory; the rest goes to a temporary file
     #[arg(long, default_value_t = 1.0, value_name = "GIB", allow_negative_numbers = true)]
     pub scratch_memory: f64,
+    /// Fit decoders again on what the compressed layers before them produce
+    #[arg(long, conflicts_with = "no_calibration")]
+    pub sequential: bool,
     /// Also measure the KL to the donor on held-back calibration text, as auto does
     #[arg(long)]
     pub measure_kl: bool,

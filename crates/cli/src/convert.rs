@@ -18,6 +18,8 @@ pub struct Request {
     pub plans: Vec<Plan>,
     /// How statistics are gathered.
     pub options: calib::Options,
+    /// Correct decoders for what they really read, if that measures better.
+    pub sequential: bool,
     /// Store the original `W_k` and `W_v` too.
     pub store_original_weights: bool,
     /// Type of every stored tensor; `None` keeps the donor's, and f32 for the factors.
@@ -37,27 +39,37 @@ pub fn factors(
 ) -> anyhow::Result<Conversion> {
     let text = calibration.map(Calibration::text);
     let mut phases = session.ui.phases();
-    let (plans, options) = (&request.plans, &request.options);
-    Ok(calib::convert(donor, plans, text, options, &session.device, scratch, &mut phases)?)
+    let (plans, options, device) = (&request.plans, &request.options, &session.device);
+    let conversion = calib::convert(donor, plans, text, options, device, scratch, &mut phases)?;
+    match text {
+        Some(text) if request.sequential => {
+            Ok(calib::correct(donor, conversion, text, options.sink, device, scratch, &mut phases)?)
+        }
+        _ => Ok(conversion),
+    }
 }
 
-/// KL to the donor of `separate` at the cache bytes of an xkv conversion: what sharing a basis costs.
+/// Converts by xkv, and measures `separate` at the same cache bytes beside it: its KL to the donor, where text is held back.
 ///
 /// # Errors
 /// As [`factors`].
-pub fn separate_instead(
+pub fn xkv_and_separate(
     session: &Session,
     donor: &Model,
     request: &Request,
     calibration: &Calibration,
-    conversion: &Conversion,
     scratch: &Scratch,
-) -> anyhow::Result<Option<f64>> {
-    let width = Width::Ratio(conversion.factors.config().compression_ratio());
-    let plan = Plan { method: Method::Separate, width, ..conversion.plan };
-    let request = Request { plans: vec![plan], ..request.clone() };
-    let instead = factors(session, donor, &request, Some(calibration), scratch)?;
-    Ok(instead.trials[instead.chosen].kl)
+) -> anyhow::Result<(Conversion, Option<f64>)> {
+    let text = calibration.text();
+    let mut phases = session.ui.phases();
+    let (options, device) = (&request.options, &session.device);
+    let found = calib::statistics(donor, &request.plans, Some(text), options, device, scratch, &mut phases)?;
+    let mut choose =
+        |plans: &[Plan]| calib::choose(donor, &found, plans, text.held_back, device, &mut phases);
+    let conversion = choose(&request.plans)?;
+    let width = Width::Ratio(ratio(&conversion));
+    let instead = choose(&[Plan { method: Method::Separate, width, ..conversion.plan }])?;
+    Ok((conversion, instead.kl()))
 }
 
 /// What a plan minimises, as folders and tables name it: `mse` without text is the error of the weights alone.

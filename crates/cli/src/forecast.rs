@@ -43,12 +43,9 @@ pub fn forecast(
     });
     let speed = speed(&session.device, config.d_model);
     let prediction = predict(config, &request.plans, text, &request.options, scratch_memory, speed);
-    let latent: usize = config.cached_numbers_total();
-    // Factors take less room than W_k and W_v at any ratio above 2; cascade's cross terms can take more.
-    let factors = 4 * latent as u64 * config.d_model as u64;
     Forecast {
         prediction,
-        output_bytes: donor.checkpoint().file_bytes() + factors,
+        output_bytes: donor.checkpoint().file_bytes() + prediction.factor_bytes,
         memory_available: memory_available(),
         disk_available: disk_available(folder),
     }
@@ -103,6 +100,7 @@ impl Forecast {
 fn speed(device: &Device, d_model: usize) -> Speed {
     let rows = 1024;
     let random = |shape: [usize; 2]| Tensor::<2>::random(shape, Distribution::Uniform(-1.0, 1.0), device);
+    let d_model = d_model.min(2048);
     let (a, b) = (random([rows, d_model]), random([d_model, 4 * d_model]));
     // The first product pays for threads and pages.
     let product = |_| {

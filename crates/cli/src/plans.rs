@@ -118,7 +118,12 @@ pub fn combinations(
     config: &DecoderConfig,
 ) -> Result<Vec<Plan>, UserError> {
     let mut all = Vec::new();
-    for &method in &args.method {
+    let methods = match (args.method.as_slice(), calibrated) {
+        ([], true) => &[Method::Separate, Method::Joint, Method::Cascade][..],
+        ([], false) => &[Method::Separate, Method::Joint],
+        (given, _) => given,
+    };
+    for &method in methods {
         let only =
             |wanted: Method, values: &[usize]| if method == wanted { each(values) } else { vec![None] };
         for objective in each(&args.objective) {
@@ -210,7 +215,10 @@ fn methods(args: &MethodArgs, calibrated: bool, config: &DecoderConfig) -> Vec<c
 }
 
 /// An option of one method does nothing with another, so it is refused there.
-fn check_flags(args: &MethodArgs) -> Result<(), UserError> {
+///
+/// # Errors
+/// When there is such an option.
+pub fn check_flags(args: &MethodArgs) -> Result<(), UserError> {
     let flags = [
         ("--cross-layer-group-size", Method::Xkv, args.cross_layer_group_size.is_some()),
         ("--xkv-skip-early-layers", Method::Xkv, args.xkv_skip_early_layers.is_some()),

@@ -54,6 +54,7 @@ pub fn record(
         "compression_ratio": conversion.factors.config().compression_ratio(),
         "dtype": request.dtype.map(Dtype::name),
         "calibration": text,
+        "sequential": conversion.is_corrected(),
         "trials": trials(conversion),
         "layers": conversion.layers,
     }))
@@ -139,7 +140,7 @@ pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conv
     // A path is nobody's business but the user's; `shrink.json` keeps it for reproduction.
     let base = donor.found.id.as_ref().map_or(String::new(), |id| format!("base_model: \"{id}\"\n"));
     let [k, v] = energy(&conversion.layers);
-    let measured = match conversion.trials[conversion.chosen].kl {
+    let measured = match conversion.kl() {
         Some(kl) => format!(
             "| KL to the donor on {} held-back tokens | {kl:.4} nats a token |\n",
             conversion.held_back_tokens

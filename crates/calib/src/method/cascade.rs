@@ -34,7 +34,7 @@ use crate::scratch::{Scratch, Stored};
 use crate::statistics::stacked;
 use crate::sweep::Observer;
 use pass::{Pass, Rule};
-use write::Writer;
+pub(super) use write::Writer;
 
 /// The metrics of a layer's keys and values.
 struct Roots {
@@ -96,10 +96,12 @@ pub(super) fn fit<S: WeightSource>(
     };
     observer.phase("latents", n_layers);
     let (mut layers, mut projections) = (Vec::with_capacity(n_layers), Vec::with_capacity(n_layers));
+    let mut totals = Vec::with_capacity(n_layers);
     let mut pass = Pass::new(job.statistics, cascade);
     for (layer, (roots, ranks)) in roots.iter().zip(&ranks).enumerate() {
         let found = pass.layer(layer, &roots.load()?, Rule::Ranks(ranks.clone()))?;
         projections.push(Projection::keep(pass.projection(layer).clone(), ranks.clone(), scratch)?);
+        totals.push(found.totals.clone());
         layers.push(report(layer, cascade.latents, found, ranks));
         pass.forget(layer);
         observer.step(layer + 1);
@@ -120,9 +122,11 @@ pub(super) fn fit<S: WeightSource>(
         let metrics = roots[layer].load()?;
         pass.layer(layer, &metrics, projections[layer].rule()?)?;
         let decoder = pass.decoder(layer, &metrics)?;
+        layers[layer].foretell(pass.left(), &totals[layer]);
         let down = pass.projection(layer).dot(&stacked(job.source, layer, job.device)?);
         writer.layer(layer, &ranks[layer], pass.reads(), &decoder, &down, &metrics)?;
         pass.forget(layer);
+        writer.forget(cascade.first_read(layer + 1));
         observer.step(layer + 1);
     }
     Ok(Fitted { plan: job.plan, factors: writer.factors, layers })

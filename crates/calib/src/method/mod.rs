@@ -7,7 +7,10 @@ mod cascade;
 mod decoupled_rope;
 mod joint;
 mod separate;
+mod sequential;
 mod xkv;
+
+pub use sequential::refit;
 
 use burn::tensor::Device;
 use mla_core::WeightSource;

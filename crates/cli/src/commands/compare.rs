@@ -20,6 +20,9 @@ struct Text {
 
 /// Fits every plan on one set of statistics and measures each on the texts.
 pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
+    let options = plans::options(&args.statistics, args.seed)?;
+    let scratch = Scratch::new(plans::scratch_bytes(args.scratch_memory)?, std::env::temp_dir());
+    calibration::check(&args.calibration)?;
     let donor = session.open(&args.model)?;
     let config = donor.model.config();
     let calibrated = !args.calibration.no_calibration;
@@ -38,8 +41,6 @@ pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
     }
     drop(decoder);
     let calibration = calibration::load(session, &args.calibration, &donor.model)?;
-    let scratch = Scratch::new(plans::scratch_bytes(args.scratch_memory)?, std::env::temp_dir());
-    let options = plans::options(&args.statistics, args.seed)?;
     let device = &session.device;
     let text = calibration.as_ref().map(calibration::Calibration::text);
     let mut phases = session.ui.phases();
@@ -50,7 +51,14 @@ pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
     let mut lines = Vec::with_capacity(plans.len());
     for (done, &plan) in plans.iter().enumerate() {
         let found = calib::choose(&donor.model, &statistics, &[plan], held_back, device, &mut ())?;
-        let decoder = load(session, &found.factors, &donor.model)?;
+        let factors = match text {
+            Some(text) if args.sequential => {
+                let (model, sink) = (&donor.model, options.sink);
+                calib::method::refit(model, &found.factors, text.fit, sink, device, &scratch, &mut ())?
+            }
+            _ => found.factors,
+        };
+        let decoder = load(session, &factors, &donor.model)?;
         let measured: Vec<f64> = texts
             .iter()
             .map(|text| Ok::<_, anyhow::Error>(measure(&decoder, &text.tokens)?.perplexity))
@@ -61,7 +69,7 @@ pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
             plan,
             objective: convert::objective(&plan, calibrated),
             ratio: trial.compression_ratio,
-            cache_numbers: found.factors.config().cached_numbers_total(),
+            cache_numbers: factors.config().cached_numbers_total(),
             discarded: trial.discarded,
             kl: trial.kl,
             decode_cost: trial.decode_cost,
@@ -116,6 +124,7 @@ fn object(args: &CompareArgs, config: &DecoderConfig, texts: &[Text], lines: &[L
         json!({
             "name": line.plan.name(),
             "method": line.plan.method.name(),
+            "title": line.plan.method.title(),
             "objective": line.objective,
             "ranks": line.plan.ranks.name(),
             "compression_ratio": line.ratio,
@@ -132,6 +141,7 @@ fn object(args: &CompareArgs, config: &DecoderConfig, texts: &[Text], lines: &[L
         "max_length": args.max_length,
         "windows": args.windows,
         "seed": args.seed,
+        "sequential": args.sequential,
         "texts": texts.iter().map(|text| json!({ "name": text.name, "donor_perplexity": text.donor })).collect::<Vec<_>>(),
         "plans": lines.iter().map(line).collect::<Vec<_>>(),
     })
@@ -143,7 +153,7 @@ fn table_of(texts: &[Text], lines: &[Line]) -> String {
     let row = |line: &Line| {
         let mut row = vec![
             format!("{:.2}x", line.ratio),
-            format!("{} {} {}", plan_method(&line.plan), line.objective, line.plan.ranks.name()),
+            format!("{} {} {}", line.plan.method.title(), line.objective, line.plan.ranks.name()),
             line.kl.map_or("-".into(), |kl| format!("{kl:.4}")),
         ];
         for (text, perplexity) in texts.iter().zip(&line.perplexity) {
@@ -157,13 +167,4 @@ fn table_of(texts: &[Text], lines: &[Line]) -> String {
     let rows: Vec<_> = std::iter::once(donor).chain(lines.iter().map(row)).collect();
     let titles: Vec<&str> = titles.iter().map(String::as_str).collect();
     table(&titles, &rows)
-}
-
-/// The method with the parameter that tells one of its plans from another.
-fn plan_method(plan: &Plan) -> String {
-    plan.name()
-        .split_whitespace()
-        .take_while(|word| *word != plan.objective.name())
-        .collect::<Vec<_>>()
-        .join(" ")
 }

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use crate::args::{ConvertArgs, Method};
 use crate::calibration::Calibration;
+use crate::error::UserError;
 use crate::session::Session;
 use crate::{calibration, convert, forecast, plans, record, report};
 
@@ -16,18 +17,30 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     if args.output.exists() && !args.force && !args.dry_run {
         return Err(handlers::Error::OutputExists { path: args.output.clone() }.into());
     }
+    let width = plans::width(args.compression_ratio, args.d_latent)?;
+    plans::check_flags(&args.method)?;
+    let options = plans::options(&args.method.statistics, args.seed)?;
+    let scratch_bytes = plans::scratch_bytes(args.scratch_memory)?;
+    calibration::check(&args.calibration)?;
     let donor = session.open(&args.model)?;
     let config = donor.model.config();
-    let width = plans::width(args.compression_ratio, args.d_latent)?;
     let mut request = convert::Request {
         plans: plans::plans(&args.method, width, !args.calibration.no_calibration, config)?,
-        options: plans::options(&args.method.statistics, args.seed)?,
+        options,
+        sequential: args.sequential,
         store_original_weights: args.store_original_weights,
         dtype: args.dtype.map(crate::args::StoreDtype::dtype),
     };
     convert::check(&request, &donor.model)?;
+    if args.sequential && args.method.method == Method::Xkv {
+        return Err(UserError::Flag {
+            flag: "--sequential",
+            found: "given with --method xkv".into(),
+            expected: "another method: xkv's layers share the decoder that would be fitted to each".into(),
+        }
+        .into());
+    }
     calibration::check(&args.calibration)?;
-    let scratch_bytes = plans::scratch_bytes(args.scratch_memory)?;
     if args.method.method == Method::Auto {
         session.ui.note(&format!(
             "attention: {} ({} kv heads for {} query heads)",
@@ -56,13 +69,25 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     let output = Output::prepare(&args.output, existing, donor.model.folder())?;
     let calibration = calibration::load(session, &args.calibration, &donor.model)?;
     let scratch = Scratch::new(scratch_bytes, beside(&args.output));
-    let conversion = convert::factors(session, &donor.model, &request, calibration.as_ref(), &scratch)?;
+    let (conversion, separate) = match (args.method.method, &calibration) {
+        (Method::Xkv, Some(text)) => {
+            convert::xkv_and_separate(session, &donor.model, &request, text, &scratch)?
+        }
+        _ => (convert::factors(session, &donor.model, &request, calibration.as_ref(), &scratch)?, None),
+    };
     note_rounding(session, width, convert::ratio(&conversion));
     if conversion.trials.len() > 1 {
         session.ui.note(&format!("\n{}", record::trials_table(&conversion)));
     }
-    if let (Method::Xkv, Some(calibration)) = (args.method.method, &calibration) {
-        note_dominated(session, &donor.model, &request, calibration, &conversion, &scratch)?;
+    if let Some(kl) = conversion.corrected_kl {
+        let verdict = if conversion.is_corrected() { "kept" } else { "not kept" };
+        session.ui.note(&format!("sequential correction: KL {kl:.4}, {verdict}"));
+    }
+    if let (Some(xkv), Some(separate)) = (conversion.kl(), separate) {
+        session.ui.note(&format!(
+            "note: xkv shares W_up among layers, which saves weights and no cache; at the same cache bytes separate has KL \
+             {separate:.4} to the donor, xkv {xkv:.4}"
+        ));
     }
     let written = convert::write(session, &donor, &request, calibration.as_ref(), &conversion, output)?;
     report(session, args, calibration.as_ref(), &conversion, &written)
@@ -98,7 +123,7 @@ fn report(
     let [kept_k, kept_v] = record::energy(&conversion.layers);
     let size = train::eval::cache_sizes(config, &[4096], 1, 2)[0];
     let objective = convert::objective(&conversion.plan, calibration.is_some());
-    let kl = conversion.trials[conversion.chosen].kl;
+    let kl = conversion.kl();
     let object = json!({
         "output": args.output.display().to_string(),
         "method": conversion.plan.method.name(),
@@ -111,6 +136,8 @@ fn report(
         "calibration_tokens": conversion.tokens,
         "held_back_tokens": conversion.held_back_tokens,
         "kl": kl,
+        "sequential": conversion.is_corrected(),
+        "corrected_kl": conversion.corrected_kl,
         "trials": record::trials(conversion),
         "energy_kept_k": kept_k,
         "energy_kept_v": kept_v,
@@ -158,24 +185,4 @@ fn note_rounding(session: &Session, width: Width, ratio: f64) {
     {
         session.ui.note(&format!("note: {asked}x was asked for; this conversion gives {ratio:.2}x"));
     }
-}
-
-/// xkv saves weights, not cache; what that costs at equal cache bytes is measured, not asserted.
-fn note_dominated(
-    session: &Session,
-    donor: &handlers::Model,
-    request: &convert::Request,
-    calibration: &Calibration,
-    conversion: &Conversion,
-    scratch: &Scratch,
-) -> anyhow::Result<()> {
-    let instead = convert::separate_instead(session, donor, request, calibration, conversion, scratch)?;
-    if let (Some(xkv), Some(separate)) = (conversion.trials[conversion.chosen].kl, instead) {
-        session.ui.note(&format!(
-            "note: xkv shares W_up among layers, which saves weights and no cache; at the same cache bytes separate has KL \
-             {separate:.4} to the donor, xkv {xkv:.4} ({:.2}x)",
-            xkv / separate
-        ));
-    }
-    Ok(())
 }

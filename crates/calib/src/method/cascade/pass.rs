@@ -44,6 +44,8 @@ pub(super) struct Pass<'a> {
     targets: Vec<Mat64>,
     /// The layers that the layer at hand reads, with the ranks of their parts.
     reads: Vec<(usize, Vec<usize>)>,
+    /// What the last decoder leaves of keys and of values.
+    left: [f64; 2],
 }
 
 struct Latent {
@@ -79,6 +81,7 @@ impl<'a> Pass<'a> {
             moments: BTreeMap::new(),
             targets: Vec::new(),
             reads: Vec::new(),
+            left: [0.0; 2],
         }
     }
 
@@ -121,7 +124,7 @@ impl<'a> Pass<'a> {
         let whole = whiten_moment(metrics, own);
         let mut left = whole.clone();
         if !window.is_empty() {
-            let told = self.regress(window)?.dot(&Mat64::beside(2 * d_kv, &self.targets).transpose());
+            let told = self.regress(window)?.0.dot(&Mat64::beside(2 * d_kv, &self.targets).transpose());
             left.subtract(&told);
         }
         let left = left.symmetrised();
@@ -135,7 +138,7 @@ impl<'a> Pass<'a> {
                     let above = values.iter().filter(|&&lambda| lambda > *threshold).count();
                     above.clamp((*floor).min(range.len()), range.len())
                 }
-                Rule::Given { ranks, .. } => ranks[part],
+                Rule::Given { .. } => unreachable!("a given latent has no innovation to find"),
             };
             let mut p = Mat64::zeros(rank, 2 * d_kv);
             p.place(0, range.start, &vectors.leading_columns(rank).transpose());
@@ -155,15 +158,33 @@ impl<'a> Pass<'a> {
             // A latent as wide as K and V tells all by itself, and exactly, where a ridge would shrink it.
             let inverse = solve(&p.dot(&p.transpose()), p)?.transpose();
             let told: usize = self.reads.iter().flat_map(|(_, ranks)| ranks).sum();
+            self.left = [0.0; 2];
             return Ok(Mat64::beside(p.rows, &[Mat64::zeros(p.rows, told), whiten(metrics, &inverse)]));
         }
-        let own = self.statistics.moment(i, i)?.dot(&p.transpose());
+        let moment = self.statistics.moment(i, i)?;
+        let own = moment.dot(&p.transpose());
         self.targets.push(whiten(metrics, &own));
-        self.regress(self.cascade.first_read(i)..i + 1)
+        let (decoder, ridge) = self.regress(self.cascade.first_read(i)..i + 1)?;
+        // Σ − 2 D Tᵀ + D E[c cᵀ] Dᵀ, where E[c cᵀ] Dᵀ = Tᵀ − ρ Dᵀ.
+        let whole = whiten_moment(metrics, &moment).diagonal();
+        let targets = Mat64::beside(decoder.rows, &self.targets);
+        let left = |row: usize| {
+            let place = row * decoder.cols..(row + 1) * decoder.cols;
+            let told = decoder.data[place.clone()].iter().zip(&targets.data[place]);
+            (whole[row] - told.map(|(d, t)| d * (t + ridge * d)).sum::<f64>()).max(0.0)
+        };
+        let half = decoder.rows / 2;
+        self.left = [0, 1].map(|part| (part * half..(part + 1) * half).map(left).sum());
+        Ok(decoder)
     }
 
-    /// `E[y cᵀ] E[c cᵀ]⁻¹` on the latents of some layers, whose `E[y c_jᵀ]` are in `targets`.
-    fn regress(&self, layers: Range<usize>) -> Result<Mat64, Error> {
+    /// The loss that the decoder of the layer at hand leaves of keys and of values, in the unit of the metric.
+    pub(super) fn left(&self) -> [f64; 2] {
+        self.left
+    }
+
+    /// `D = E[y cᵀ] (E[c cᵀ] + ρ I)⁻¹` on the latents of some layers, whose `E[y c_jᵀ]` are in `targets`, and ρ.
+    fn regress(&self, layers: Range<usize>) -> Result<(Mat64, f64), Error> {
         let widths: Vec<usize> = layers.clone().map(|j| self.latents[&j].projection.rows).collect();
         let size = widths.iter().sum();
         let mut moment = Mat64::zeros(size, size);
@@ -180,9 +201,10 @@ impl<'a> Pass<'a> {
             }
             row += height;
         }
+        let ridge = RIDGE * moment.trace() / size.max(1) as f64;
         moment.add_ridge(RIDGE);
         let targets = Mat64::beside(2 * self.statistics.config().d_kv(), &self.targets);
-        Ok(solve(&moment, &targets.transpose())?.transpose())
+        Ok((solve(&moment, &targets.transpose())?.transpose(), ridge))
     }
 
     /// `P S` of a layer in the window: its latent is `P S [W_k; W_v] h`.

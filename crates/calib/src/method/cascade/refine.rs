@@ -6,10 +6,10 @@
 //!
 //! `P_i = (Σ_l D_liᵀ D_li)⁻¹ (Σ_l D_liᵀ E[e_l y_iᵀ]) Σ_ii⁻¹`, with `e_l = y_l − Σ_{j≠i} D_lj c_j` over the readers l of i.
 //!
-//! Alternating between the two never raises the loss. Latents of K and V apart keep to their halves, so only one that is
+//! Alternating between the two never raises the loss (but for a ridge that keeps the systems solvable). Latents of K and V apart keep to their halves, so only one that is
 //! fitted to both is refined.
 
-use std::ops::Range;
+use std::collections::BTreeMap;
 
 use super::pass::{Pass, RIDGE, whiten, whiten_moment};
 use super::{Projection, Roots};
@@ -20,19 +20,17 @@ use crate::scratch::Stored;
 use crate::statistics::Statistics;
 use crate::sweep::Observer;
 
-/// A decoder `[2 · d_kv, columns]` that waits in a scratch, with the columns of each layer it reads.
+/// A layer's decoder that waits in a scratch: `D_lj`, `[2 · d_kv, width of j]`, of each layer j that it reads.
 struct Decoder {
-    data: Stored<f64>,
-    places: Vec<(usize, Range<usize>)>,
+    blocks: BTreeMap<usize, Stored<f64>>,
 }
 
 impl Decoder {
     /// `D_lj` for a layer j that is read.
     fn block(&self, rows: usize, j: usize) -> Result<Option<Mat64>, Error> {
-        let Some((_, place)) = self.places.iter().find(|(layer, _)| *layer == j) else { return Ok(None) };
-        let cols = self.places.last().map_or(0, |(_, last)| last.end);
-        let whole = Mat64 { rows, cols, data: self.data.read()?.into_owned() };
-        Ok(Some(whole.block(0..rows, place.clone())))
+        let Some(block) = self.blocks.get(&j) else { return Ok(None) };
+        let data = block.read()?.into_owned();
+        Ok(Some(Mat64 { rows, cols: data.len() / rows, data }))
     }
 }
 
@@ -76,15 +74,16 @@ fn decoders(
         let metrics = roots.load()?;
         pass.layer(layer, &metrics, projections[layer].rule()?)?;
         let decoder = pass.decoder(layer, &metrics)?;
-        let mut places = Vec::new();
+        let mut blocks = BTreeMap::new();
         let mut column = 0;
         let first = cascade.first_read(layer);
         for (j, projection) in (first..).zip(&projections[first..=layer]) {
             let width: usize = projection.ranks.iter().sum();
-            places.push((j, column..column + width));
+            let block = decoder.block(0..decoder.rows, column..column + width);
+            blocks.insert(j, statistics.scratch().keep(block.data)?);
             column += width;
         }
-        decoders.push(Decoder { data: statistics.scratch().keep(decoder.data)?, places });
+        decoders.push(Decoder { blocks });
         pass.forget(layer);
     }
     Ok(decoders)
@@ -120,15 +119,14 @@ fn latent(
         let Some(own) = decoders[l].block(rows, i)? else { continue };
         let own = own.transpose();
         square.add(&own.dot(&own.transpose()));
-        // `E[e_l y_iᵀ]`.
+        // `D_liᵀ E[e_l y_iᵀ]`, the narrow side first.
         let target = whiten(&roots[l].load()?, &statistics.moment(l, i)?);
-        let mut left = whiten(&metrics, &target.transpose()).transpose();
+        wanted.add(&own.dot(&whiten(&metrics, &target.transpose()).transpose()));
         for j in (cascade.first_read(l)..=l).filter(|&j| j != i) {
             if let Some(decoder) = decoders[l].block(rows, j)? {
-                left.subtract(&decoder.dot(&crossed[j - first]));
+                wanted.subtract(&own.dot(&decoder).dot(&crossed[j - first]));
             }
         }
-        wanted.add(&own.dot(&left));
     }
     square.add_ridge(RIDGE);
     let mut moment = whiten_moment(&metrics, &statistics.moment(i, i)?);

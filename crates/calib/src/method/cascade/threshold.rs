@@ -38,22 +38,19 @@ pub(super) fn search(
     observer.phase("searching ranks", TRIALS);
     let mut trials = 0;
     let mut walk = |log_threshold: f64| {
-        let mut pass = Pass::new(statistics, cascade);
-        let mut found = Vec::with_capacity(roots.len());
-        for (layer, roots) in roots.iter().enumerate() {
-            let rule = Rule::Above { threshold: log_threshold.exp(), floor };
-            found.push(pass.layer(layer, &roots.load()?, rule)?);
-            pass.forget(layer);
-        }
         trials += 1;
         observer.step(trials.min(TRIALS));
+        let rule = |_| Rule::Above { threshold: log_threshold.exp(), floor };
+        let found = found(statistics, roots, cascade, rule)?;
         Ok::<_, Error>(Walk { log_threshold, count: count(&found), found })
     };
-    // Without reading, as many values pass this threshold as the budget allows; innovations are smaller.
-    let mut above = walk(independent_threshold(statistics, roots, cascade, budget)?.ln())?;
+    let (threshold, alone) = independent(statistics, roots, cascade, budget, floor)?;
+    let mut above = walk(threshold.ln())?;
     let mut below = None;
+    let mut step = 1.0;
     while above.count > budget {
-        let next = walk(above.log_threshold + 1.0)?;
+        let next = walk(above.log_threshold + step)?;
+        step *= 2.0;
         below = Some(std::mem::replace(&mut above, next));
     }
     for _ in 0..TRIALS {
@@ -80,7 +77,40 @@ pub(super) fn search(
             break;
         }
     }
-    Ok(spend(&above, budget))
+    let searched = spend(&above, budget);
+    // With the ranks of layers that read nothing, reading can only help: the promise is kept where the search goes astray.
+    let instead = found(statistics, roots, cascade, |layer| Rule::Ranks(alone[layer].clone()))?;
+    let better = lost(&above.found, &searched) <= lost(&instead, &alone);
+    Ok(if better { searched } else { alone })
+}
+
+/// One walk through all layers.
+fn found(
+    statistics: &Statistics,
+    roots: &[Roots],
+    cascade: Cascade,
+    rule: impl Fn(usize) -> Rule,
+) -> Result<Vec<Found>, Error> {
+    let mut pass = Pass::new(statistics, cascade);
+    let mut found = Vec::with_capacity(roots.len());
+    for (layer, roots) in roots.iter().enumerate() {
+        found.push(pass.layer(layer, &roots.load()?, rule(layer))?);
+        pass.forget(layer);
+    }
+    Ok(found)
+}
+
+/// What is dropped of all spectra.
+fn lost(found: &[Found], ranks: &[Vec<usize>]) -> f64 {
+    let layer = |(found, ranks): (&Found, &Vec<usize>)| {
+        found
+            .spectra
+            .iter()
+            .zip(ranks)
+            .map(|(spectrum, &rank)| spectrum[rank..].iter().sum::<f64>())
+            .sum::<f64>()
+    };
+    found.iter().zip(ranks).map(layer).sum()
 }
 
 struct Walk {
@@ -104,20 +134,26 @@ fn spend(walk: &Walk, budget: usize) -> Vec<Vec<usize>> {
     walk.found.iter().map(layer).collect()
 }
 
-/// The value of all spectra, each layer for itself, that is the last to be kept under the budget.
-fn independent_threshold(
+/// Of layers that read nothing: the value that is the last to be kept under the budget, and the ranks. Innovations are
+/// smaller, so that no more of them pass that threshold.
+fn independent(
     statistics: &Statistics,
     roots: &[Roots],
     cascade: Cascade,
     budget: usize,
-) -> Result<f64, Error> {
-    let mut pass = Pass::new(statistics, Cascade { window: 0, ..cascade });
-    let mut values = Vec::new();
-    for (layer, roots) in roots.iter().enumerate() {
-        let rule = Rule::Ranks(vec![1; cascade.latents.parts()]);
-        values.extend(pass.layer(layer, &roots.load()?, rule)?.spectra.concat());
-        pass.forget(layer);
-    }
+    floor: usize,
+) -> Result<(f64, Vec<Vec<usize>>), Error> {
+    let parts = cascade.latents.parts();
+    let alone = Cascade { window: 0, ..cascade };
+    let spectra: Vec<Vec<f64>> = found(statistics, roots, alone, |_| Rule::Ranks(vec![1; parts]))?
+        .into_iter()
+        .flat_map(|layer| layer.spectra)
+        .collect();
+    let units: Vec<Unit<'_>> = spectra.iter().map(|spectrum| Unit { spectrum, cost: 1 }).collect();
+    let ranks = pooled(&units, budget, floor);
+    let mut values = spectra.concat();
     values.sort_by(|a, b| b.total_cmp(a));
-    Ok(values[budget.min(values.len() - 1)].max(f64::MIN_POSITIVE))
+    // Below rounding all values are noise.
+    let threshold = values[budget.min(values.len() - 1)].max(1e-14 * values[0]).max(f64::MIN_POSITIVE);
+    Ok((threshold, ranks.chunks(parts).map(<[usize]>::to_vec).collect()))
 }

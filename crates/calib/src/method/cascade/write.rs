@@ -1,6 +1,8 @@
 //! Step 6, layer by layer: what K and V read from their own latent becomes orthonormal by QR; its R goes into the latent
 //! and out of what others read of it. The cross terms stay free.
 
+use std::collections::BTreeMap;
+
 use mla_core::LayerSlot;
 
 use crate::error::Error;
@@ -9,23 +11,28 @@ use crate::linalg::{Mat64, qr};
 use crate::metric::Metric;
 
 /// Takes decoders in layer order.
-pub(super) struct Writer {
-    pub(super) factors: Factors,
+pub(in crate::method) struct Writer {
+    pub(in crate::method) factors: Factors,
     /// `R` of each part of each layer's latent: what is cached is `R` times the whitened latent.
-    triangles: Vec<Vec<Mat64>>,
+    triangles: BTreeMap<usize, Vec<Mat64>>,
     d_kv: usize,
 }
 
 impl Writer {
-    pub(super) fn new(factors: Factors, d_kv: usize) -> Self {
-        Self { factors, triangles: Vec::new(), d_kv }
+    pub(in crate::method) fn new(factors: Factors, d_kv: usize) -> Self {
+        Self { factors, triangles: BTreeMap::new(), d_kv }
+    }
+
+    /// Drops what no layer from `first` on can read.
+    pub(in crate::method) fn forget(&mut self, first: usize) {
+        self.triangles.retain(|&layer, _| layer >= first);
     }
 
     /// Inserts a layer's factors.
     ///
     /// # Shapes
     /// - `decoder`: `[2 · d_kv, ranks of reads and own]`, whitened; `down`: `[own ranks, d_model]`
-    pub(super) fn layer(
+    pub(in crate::method) fn layer(
         &mut self,
         layer: usize,
         ranks: &[usize],
@@ -44,7 +51,7 @@ impl Writer {
                 let (w_up, triangle) = qr(&both);
                 self.factors.insert(layer, LayerSlot::UpJoint, &w_up)?;
                 self.factors.insert(layer, LayerSlot::DownJoint, &triangle.dot(down))?;
-                self.triangles.push(vec![triangle]);
+                self.triangles.insert(layer, vec![triangle]);
             }
             [r_k, r_v] => {
                 let places = [own..own + r_k, own + r_k..own + r_k + r_v];
@@ -58,7 +65,7 @@ impl Writer {
                     self.factors.insert(layer, down_slot, &triangle.dot(&down.row_block(rows)))?;
                     triangles.push(triangle);
                 }
-                self.triangles.push(triangles);
+                self.triangles.insert(layer, triangles);
             }
             _ => unreachable!("a latent has one part or two"),
         }
@@ -67,12 +74,13 @@ impl Writer {
             // First the other half of the layer's own latent, then the layers of the window.
             if let [r_k, r_v] = *ranks {
                 let other = [own + r_k..own + r_k + r_v, own..own + r_k][part].clone();
-                terms
-                    .push(halves[part].block(0..d_kv, other).over_triangle(&self.triangles[layer][1 - part]));
+                terms.push(
+                    halves[part].block(0..d_kv, other).over_triangle(&self.triangles[&layer][1 - part]),
+                );
             }
             let mut column = 0;
             for (earlier, ranks) in reads {
-                for (triangle, rank) in self.triangles[*earlier].iter().zip(ranks) {
+                for (triangle, rank) in self.triangles[earlier].iter().zip(ranks) {
                     terms.push(halves[part].block(0..d_kv, column..column + rank).over_triangle(triangle));
                     column += rank;
                 }

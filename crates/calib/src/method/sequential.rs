@@ -1,0 +1,208 @@
+//! Sequential correction: decoders fitted again on what the compressed model really reads.
+//!
+//! A conversion is fitted to the donor's activations, but layer l of the converted model sees those that its compressed
+//! predecessors produce. Donor and converted model run side by side; in layer order the decoder of each layer is solved
+//! anew by least squares from the latents `z̃` of the compressed prefix towards the donor's `y = [W_k h; W_v h]`:
+//! `D = E[y z̃ᵀ] E[z̃ z̃ᵀ]⁻¹`. What is cached, `W_down` up to a change of basis, stays; so do ranks and bytes.
+
+use std::collections::BTreeMap;
+
+use burn::tensor::{Device, Tensor};
+use mla_core::decoder::{LatentWidth, frame};
+use mla_core::{Attention, Block, LayerSlot, Matrix, Memory, Padding, Patch, Slot, WeightSource};
+
+use super::cascade::Writer;
+use crate::error::Error;
+use crate::factors::Factors;
+use crate::linalg::{Mat64, add_cross, qr, solve};
+use crate::metric::Metric;
+use crate::scratch::{Scratch, Stored};
+use crate::statistics::{stacked, weigh_first};
+use crate::sweep::{Observer, StoredTensor, Stream, Windows};
+
+/// Share of the mean diagonal added to `E[z̃ z̃ᵀ]`.
+const RIDGE: f64 = 1e-6;
+
+/// Fits the decoders of a conversion again. `sink` weighs each window's first token, as in the statistics.
+///
+/// # Errors
+/// When layers share a `W_up`, or the source or the temporary file fails.
+pub fn refit<S: WeightSource>(
+    source: &S,
+    factors: &Factors,
+    windows: &[Vec<u32>],
+    sink: f64,
+    device: &Device,
+    scratch: &Scratch,
+    observer: &mut dyn Observer,
+) -> Result<Factors, Error> {
+    let (donor, config) = (source.config(), factors.config());
+    let shared = |&layer: &usize| config.latent(layer).is_some_and(|latent| latent.up_of != layer);
+    if let Some(layer) = (0..config.n_layers()).find(shared) {
+        return Err(Error::SharedBasis { layer });
+    }
+    let windows = Windows::new(windows);
+    let frame = frame(donor, &Padding::none(1), windows.length(), device);
+    let mut theirs = Stream::embed(source, windows, device, scratch)?;
+    let mut ours = Stream::embed(source, windows, device, scratch)?;
+    let mut memories: Vec<Memory<'static>> = (0..ours.len()).map(|_| Memory::of_pass(config)).collect();
+    let mut refit = Refit {
+        old: factors,
+        writer: Writer::new(Factors::new(config.clone(), scratch), donor.d_kv()),
+        latents: BTreeMap::new(),
+        scratch,
+    };
+    observer.phase("sequential correction", donor.n_layers());
+    for layer in 0..donor.n_layers() {
+        let block = Block::load(source, layer, device)?;
+        if config.latent(layer).is_some() {
+            let w = stacked(source, layer, device)?.to_matrix().to_tensor(device).transpose();
+            let down = refit.down(layer)?;
+            let mut sums = refit.sums(layer);
+            for batch in 0..ours.len() {
+                let input =
+                    |stream: &Stream| Ok::<_, Error>(block.attention_input(stream.batch(batch, device)?));
+                let y = input(&theirs)?.matmul(w.clone().unsqueeze::<3>());
+                let c = input(&ours)?.matmul(down.to_matrix().to_tensor(device).transpose().unsqueeze::<3>());
+                refit.add(layer, batch, weigh_first(y, sink), weigh_first(c, sink), &mut sums)?;
+            }
+            refit.solve(layer, sums, &down)?;
+        }
+        let attention = Attention::load(&refit.writer.factors.over(source), layer, device)?;
+        let (mut after_theirs, mut after_ours) = (Vec::new(), Vec::new());
+        for (batch, memory) in memories.iter_mut().enumerate() {
+            let x = theirs.batch(batch, device)?;
+            let x = block.forward(x, &frame, layer, &mut Memory::of_pass(donor));
+            after_theirs.push(StoredTensor::keep(scratch, x)?);
+            let x = ours.batch(batch, device)?;
+            let attended = attention.forward(block.attention_input(x.clone()), &frame, layer, memory);
+            after_ours.push(StoredTensor::keep(scratch, block.after_attention(x, attended))?);
+        }
+        (theirs, ours) = (Stream::from_batches(after_theirs), Stream::from_batches(after_ours));
+        observer.step(layer + 1);
+    }
+    Ok(refit.writer.factors)
+}
+
+/// The state of a correction on its way through the layers.
+struct Refit<'a> {
+    old: &'a Factors,
+    writer: Writer,
+    /// Latents of the layers that are still read, in the old basis, a batch an entry.
+    latents: BTreeMap<usize, Vec<Stored<f32>>>,
+    scratch: &'a Scratch,
+}
+
+/// `Σ y z̃ᵀ` and `Σ z̃ z̃ᵀ`.
+struct Sums {
+    target: Mat64,
+    moment: Mat64,
+    /// Each layer that is read and then the layer itself, with the columns of its latent.
+    places: Vec<(usize, std::ops::Range<usize>)>,
+}
+
+impl Refit<'_> {
+    fn get(&self, layer: usize, slot: LayerSlot) -> Result<Mat64, Error> {
+        let found = self.old.get(Slot::Layer(layer, slot))?;
+        Ok(Mat64::from_matrix(&found.expect("a latent layer has its factors") as &Matrix))
+    }
+
+    /// `W_down` of a layer, keys above values.
+    fn down(&self, layer: usize) -> Result<Mat64, Error> {
+        match self.ranks(layer).len() {
+            1 => self.get(layer, LayerSlot::DownJoint),
+            _ => {
+                let [k, v] = [self.get(layer, LayerSlot::DownKey)?, self.get(layer, LayerSlot::DownValue)?];
+                Ok(Mat64::stack(&[&k, &v]))
+            }
+        }
+    }
+
+    /// The ranks of a layer's parts.
+    fn ranks(&self, layer: usize) -> Vec<usize> {
+        match self.old.config().latent(layer).map(|latent| latent.width) {
+            Some(LatentWidth::Joint { d_latent }) => vec![d_latent],
+            Some(LatentWidth::Split { d_latent_k, d_latent_v }) => vec![d_latent_k, d_latent_v],
+            None => Vec::new(),
+        }
+    }
+
+    fn sums(&self, layer: usize) -> Sums {
+        let config = self.old.config();
+        let mut places = Vec::new();
+        let mut column = 0;
+        for j in config.reads(layer).into_iter().chain([layer]) {
+            let width = config.cached_numbers(j);
+            places.push((j, column..column + width));
+            column += width;
+        }
+        Sums { target: Mat64::zeros(2 * config.d_kv(), column), moment: Mat64::zeros(column, column), places }
+    }
+
+    /// Adds a batch: `y` `[windows, length, 2 · d_kv]`, `c` `[windows, length, width]`.
+    fn add(
+        &mut self,
+        layer: usize,
+        batch: usize,
+        y: Tensor<3>,
+        c: Tensor<3>,
+        sums: &mut Sums,
+    ) -> Result<(), Error> {
+        let read = |x: Tensor<3>| x.try_into_vec_as::<f32>().expect("a float tensor reads back as f32");
+        self.latents.entry(layer).or_default().push(self.scratch.keep(read(c))?);
+        let y = read(y);
+        let tokens = y.len() / sums.target.rows;
+        let width = sums.target.cols;
+        let mut z = vec![0.0f64; tokens * width];
+        for (j, place) in &sums.places {
+            let part = self.latents[j][batch].read()?;
+            for (row, part) in z.chunks_exact_mut(width).zip(part.chunks_exact(place.len().max(1))) {
+                row[place.clone()].iter_mut().zip(part).for_each(|(z, &c)| *z = f64::from(c));
+            }
+        }
+        let y: Vec<f64> = y.into_iter().map(f64::from).collect();
+        add_cross(&mut sums.target, &y, &z);
+        add_cross(&mut sums.moment, &z, &z);
+        Ok(())
+    }
+
+    /// The new decoder of a layer, and its factors.
+    fn solve(&mut self, layer: usize, sums: Sums, down: &Mat64) -> Result<(), Error> {
+        let config = self.old.config();
+        let ranks = self.ranks(layer);
+        let crossed = config.latent(layer).is_some_and(|latent| latent.reads_from.is_some());
+        match (crossed, ranks.as_slice()) {
+            (false, &[r_k, r_v]) => {
+                let d_kv = config.d_kv();
+                let parts = [
+                    (0..r_k, 0..d_kv, LayerSlot::UpKey, LayerSlot::DownKey),
+                    (r_k..r_k + r_v, d_kv..2 * d_kv, LayerSlot::UpValue, LayerSlot::DownValue),
+                ];
+                for (columns, rows, up, down_slot) in parts {
+                    let moment = sums.moment.block(columns.clone(), columns.clone());
+                    let decoder = regress(moment, &sums.target.block(rows, columns.clone()))?;
+                    let (w_up, triangle) = qr(&decoder);
+                    self.writer.factors.insert(layer, up, &w_up)?;
+                    self.writer.factors.insert(layer, down_slot, &triangle.dot(&down.row_block(columns)))?;
+                }
+            }
+            _ => {
+                let decoder = regress(sums.moment, &sums.target)?;
+                let reads: Vec<(usize, Vec<usize>)> =
+                    config.reads(layer).into_iter().map(|j| (j, self.ranks(j))).collect();
+                let plain = [Metric::Identity, Metric::Identity];
+                self.writer.layer(layer, &ranks, &reads, &decoder, down, &plain)?;
+            }
+        }
+        let first = (layer + 1..config.n_layers()).flat_map(|later| config.reads(later)).min();
+        let first = first.unwrap_or(usize::MAX);
+        self.latents.retain(|&j, _| j >= first);
+        self.writer.forget(first);
+        Ok(())
+    }
+}
+
+fn regress(mut moment: Mat64, target: &Mat64) -> Result<Mat64, Error> {
+    moment.add_ridge(RIDGE);
+    Ok(solve(&moment.symmetrised(), &target.transpose())?.transpose())
+}
