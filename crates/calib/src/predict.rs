@@ -72,7 +72,12 @@ pub fn predict(
             * F64_COST;
         let memory = 8.0 * 6.0 * counts.d_kv * counts.d_model + 8.0 * 12.0 * counts.d_kv * counts.d_kv;
         let kept = counts.layers * (counts.kept_spectra() + counts.factors(plans));
-        return counts.total(flops, 0.0, memory, kept, counts.written(plans), scratch_memory, speed);
+        return counts.total(
+            Work { flops, loads: 0.0, memory, kept },
+            speed,
+            scratch_memory,
+            counts.written(plans),
+        );
     };
     let tokens = (text.windows * text.length) as f64;
     let fisher = plans.iter().any(|plan| plan.objective == Objective::Fisher);
@@ -113,7 +118,12 @@ pub fn predict(
     let first_half = stream + boundaries + outputs + second;
     let kept =
         first_half.max(second + spectra + 4.0 * counts.d_model * held_back * (1.0 + plans.len() as f64));
-    counts.total(flops, loads, TEXT_BYTES + memory, kept, counts.written(plans), scratch_memory, speed)
+    counts.total(
+        Work { flops, loads, memory: TEXT_BYTES + memory, kept },
+        speed,
+        scratch_memory,
+        counts.written(plans),
+    )
 }
 
 fn window(plan: &Plan) -> usize {
@@ -227,25 +237,29 @@ impl Counts {
         self.layers * layer * F64_COST
     }
 
-    fn total(
-        &self,
-        flops: f64,
-        loads: f64,
-        memory: f64,
-        kept: f64,
-        factors: f64,
-        scratch_memory: u64,
-        speed: Speed,
-    ) -> Prediction {
+    fn total(&self, work: Work, speed: Speed, scratch_memory: u64, factors: f64) -> Prediction {
         let scratch_memory = scratch_memory as f64;
         // The largest tensor is written whole: an embedding in 16 bit.
         let written = 2.0 * self.vocabulary * self.d_model;
-        let seconds = flops / speed.flops + (loads + self.model) / speed.weights;
+        let seconds = work.flops / speed.flops + (work.loads + self.model) / speed.weights;
+        let memory = BASE_BYTES + work.kept.min(scratch_memory) + work.memory.max(written);
         Prediction {
             seconds,
-            peak_memory_bytes: (BASE_BYTES + kept.min(scratch_memory) + memory.max(written)) as u64,
-            scratch_bytes: (kept - scratch_memory).max(0.0) as u64,
+            peak_memory_bytes: memory as u64,
+            scratch_bytes: (work.kept - scratch_memory).max(0.0) as u64,
             factor_bytes: factors as u64,
         }
     }
+}
+
+/// What a conversion is made of.
+struct Work {
+    /// f32 operations.
+    flops: f64,
+    /// Weights that are read and laid out.
+    loads: f64,
+    /// Bytes in memory at the widest moment, without what is kept.
+    memory: f64,
+    /// Bytes that are kept between layers, in memory or beyond.
+    kept: f64,
 }

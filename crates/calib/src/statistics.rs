@@ -94,7 +94,6 @@ impl Statistics {
                 Ok(())
             },
         )?;
-        drop(found);
         drop(gathered);
         if let Some(options) = &needs.fisher {
             let boundaries = match whole {
