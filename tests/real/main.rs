@@ -102,7 +102,8 @@ fn convert(ratio: &str, samples: &str, more: &[&str]) -> (tempfile::TempDir, Str
     let args = ["convert", &donor, "-o", &out, "-r", ratio, "--calibration", &calib];
     let samples = ["--num-calibration-samples", samples];
     let (run, peak_bytes) = measured(&[&args[..], &samples, more].concat());
-    assert!(run.text().contains(&format!("cache {ratio}.00x smaller")), "{}", run.text());
+    let text = run.text();
+    assert!(text.contains(&format!("cache {ratio}.00x smaller")), "{text}");
     (folder, out, peak_bytes)
 }
 
