@@ -11,7 +11,7 @@ use crate::head::Labels;
 use crate::judge::judge;
 use crate::method::{Fitted, fit, refit};
 use crate::metric::Objective;
-use crate::plan::{Method, Plan};
+use crate::plan::Plan;
 use crate::report::LayerReport;
 use crate::scratch::Scratch;
 use crate::statistics::{Needs, Statistics};
@@ -119,13 +119,9 @@ pub fn statistics<S: WeightSource>(
     scratch: &Scratch,
     observer: &mut dyn Observer,
 ) -> Result<Statistics, Error> {
-    let window = |plan: &Plan| match plan.method {
-        Method::Cascade(cascade) => cascade.window,
-        _ => 0,
-    };
     let wants = |objective| plans.iter().any(|plan| plan.objective == objective);
     let queries = wants(Objective::Attention);
-    let window = plans.iter().map(window).max().unwrap_or(0);
+    let window = plans.iter().map(|plan| plan.method.window()).max().unwrap_or(0);
     let Some(text) = text else {
         if wants(Objective::Fisher) {
             return Err(Error::NeedsText { what: "the objective fisher" });
@@ -270,7 +266,7 @@ fn best(trials: &[Trial]) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::Width;
+    use crate::plan::{Method, Width};
     use crate::ranks::Ranks;
 
     fn trial(kl: Option<f64>, decode_cost: u64) -> Trial {

@@ -15,7 +15,7 @@
 use crate::error::Error;
 use crate::linalg::{Mat64, eigh, qr};
 use crate::metric::Metric;
-use crate::scratch::{Scratch, Stored};
+use crate::scratch::{Scratch, StoredMatrix};
 
 /// A spectrum and its basis, from which the factors of every rank follow.
 #[derive(Clone, Debug)]
@@ -88,8 +88,8 @@ impl Factorisation {
     /// When the temporary file cannot be written.
     pub fn keep(self, scratch: &Scratch) -> Result<KeptFactorisation, Error> {
         Ok(KeptFactorisation {
-            basis: scratch.keep(self.basis.data)?,
-            projection: scratch.keep(self.projection.data)?,
+            basis: scratch.keep_matrix(self.basis)?,
+            projection: scratch.keep_matrix(self.projection)?,
             spectrum: self.spectrum,
         })
     }
@@ -111,8 +111,8 @@ impl Factorisation {
 pub struct KeptFactorisation {
     /// `Λ`, descending.
     pub spectrum: Vec<f64>,
-    basis: Stored<f64>,
-    projection: Stored<f64>,
+    basis: StoredMatrix,
+    projection: StoredMatrix,
 }
 
 impl KeptFactorisation {
@@ -121,15 +121,8 @@ impl KeptFactorisation {
     /// # Errors
     /// When the temporary file cannot be read.
     pub fn load(&self) -> Result<Factorisation, Error> {
-        let size = self.spectrum.len();
-        let matrix = |stored: &Stored<f64>| {
-            Ok::<_, Error>(Mat64 { rows: size, cols: size, data: stored.read()?.into_owned() })
-        };
-        Ok(Factorisation {
-            spectrum: self.spectrum.clone(),
-            basis: matrix(&self.basis)?,
-            projection: matrix(&self.projection)?,
-        })
+        let (basis, projection) = (self.basis.load()?, self.projection.load()?);
+        Ok(Factorisation { spectrum: self.spectrum.clone(), basis, projection })
     }
 }
 

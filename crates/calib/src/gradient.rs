@@ -11,8 +11,8 @@ use mla_core::{Attention, Block, Memory, Padding, WeightSource};
 use crate::error::Error;
 use crate::head::{Draws, Head, Labels};
 use crate::linalg::{Mat64, add_gram};
-use crate::scratch::{Scratch, Stored};
-use crate::sweep::{Observer, StoredTensor, Stream};
+use crate::scratch::{Scratch, StoredMatrix};
+use crate::sweep::{Observer, StoredTensor, Stream, host, widen};
 
 /// How the Fisher information is estimated.
 #[derive(Clone, Debug, PartialEq)]
@@ -32,9 +32,9 @@ pub struct FisherOptions {
 #[derive(Debug)]
 pub struct Fisher {
     /// Of the keys, `[d_kv, d_kv]`.
-    pub key: Stored<f64>,
+    pub key: StoredMatrix,
     /// Of the values, `[d_kv, d_kv]`.
-    pub value: Stored<f64>,
+    pub value: StoredMatrix,
 }
 
 /// The Fisher information of every layer's keys and values.
@@ -100,10 +100,10 @@ pub fn fisher<S: WeightSource>(
             }
         }
         let mean = |mut sum: Mat64| {
-            mirror(&mut sum);
+            sum.mirror_lower();
             sum.scale(1.0 / tokens.max(1) as f64);
             match sum.data.iter().all(|x| x.is_finite()) {
-                true => scratch.keep(sum.data),
+                true => scratch.keep_matrix(sum),
                 false => Err(Error::NotFinite { layer }),
             }
         };
@@ -143,16 +143,5 @@ fn loss_gradient<S: WeightSource>(
 }
 
 fn add_outer(sum: &mut Mat64, g: Tensor<3>) {
-    let values = g.try_into_vec_as::<f32>().expect("a float tensor reads back as f32");
-    let values: Vec<f64> = values.into_iter().map(f64::from).collect();
-    add_gram(sum, &values);
-}
-
-/// Copies the lower triangle to the upper.
-fn mirror(m: &mut Mat64) {
-    for r in 0..m.rows {
-        for c in 0..r {
-            m.data[c * m.cols + r] = m.data[r * m.cols + c];
-        }
-    }
+    add_gram(sum, &widen(&host(g)));
 }

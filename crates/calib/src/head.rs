@@ -12,6 +12,7 @@ use rand::{RngExt, SeedableRng};
 use rayon::prelude::*;
 
 use crate::error::Error;
+use crate::sweep::host;
 
 /// Rows of the head that are held at a time.
 const VOCABULARY_SLICE: usize = 8192;
@@ -164,8 +165,7 @@ impl<'a, S: WeightSource> Head<'a, S> {
 }
 
 fn to_rows(logits: Tensor<2>, width: usize) -> Vec<Vec<f32>> {
-    let flat = logits.try_into_vec_as::<f32>().expect("a float tensor reads back as f32");
-    flat.chunks_exact(width).map(<[f32]>::to_vec).collect()
+    host(logits).chunks_exact(width).map(<[f32]>::to_vec).collect()
 }
 
 fn log_sum_exp(row: &[f32]) -> f64 {

@@ -42,6 +42,6 @@ pub use plan::{Cascade, Latents, Method, Plan, Width, Xkv, uniform_latents};
 pub use predict::{Prediction, Speed, TextSize, predict};
 pub use ranks::Ranks;
 pub use report::{LayerReport, MeasuredError, SpectrumReport};
-pub use scratch::{DEFAULT_MEMORY_BYTES, Scratch};
+pub use scratch::{DEFAULT_MEMORY_BYTES, Scratch, StoredMatrix};
 pub use statistics::{Needs, Statistics, stacked};
 pub use sweep::{Keep, Observer, Stream, Windows, sweep};

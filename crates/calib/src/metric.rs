@@ -7,7 +7,7 @@ use mla_core::decoder::PositionKind;
 
 use crate::error::Error;
 use crate::linalg::{Mat64, eigh};
-use crate::scratch::{Scratch, Stored};
+use crate::scratch::{Scratch, StoredMatrix};
 
 /// Share of the mean diagonal added to a metric, so that its root can be inverted.
 const RIDGE: f64 = 1e-4;
@@ -151,27 +151,24 @@ impl Metric {
 /// A [`Metric`] that waits in a [`Scratch`].
 #[derive(Debug)]
 pub(crate) struct KeptMetric {
-    size: usize,
-    roots: Option<[Stored<f64>; 2]>,
+    /// `S` and `S⁻¹`; `None` for the identity.
+    roots: Option<[StoredMatrix; 2]>,
 }
 
 impl KeptMetric {
     pub(crate) fn keep(metric: Metric, scratch: &Scratch) -> Result<Self, Error> {
-        Ok(match metric {
-            Metric::Identity => Self { size: 0, roots: None },
-            Metric::Roots { root, inverse_root } => Self {
-                size: root.rows,
-                roots: Some([scratch.keep(root.data)?, scratch.keep(inverse_root.data)?]),
-            },
-        })
+        let roots = match metric {
+            Metric::Identity => None,
+            Metric::Roots { root, inverse_root } => {
+                Some([scratch.keep_matrix(root)?, scratch.keep_matrix(inverse_root)?])
+            }
+        };
+        Ok(Self { roots })
     }
 
     pub(crate) fn load(&self) -> Result<Metric, Error> {
         let Some([root, inverse_root]) = &self.roots else { return Ok(Metric::Identity) };
-        let matrix = |stored: &Stored<f64>| {
-            Ok::<_, Error>(Mat64 { rows: self.size, cols: self.size, data: stored.read()?.into_owned() })
-        };
-        Ok(Metric::Roots { root: matrix(root)?, inverse_root: matrix(inverse_root)? })
+        Ok(Metric::Roots { root: root.load()?, inverse_root: inverse_root.load()? })
     }
 }
 

@@ -95,6 +95,14 @@ impl Method {
         }
     }
 
+    /// Earlier layers whose latents a layer reads.
+    pub fn window(&self) -> usize {
+        match self {
+            Method::Cascade(cascade) => cascade.window,
+            _ => 0,
+        }
+    }
+
     /// The name with its parameters, those of cascade where they are not the default: `cascade w7`, `xkv g4`.
     pub fn title(&self) -> String {
         match *self {

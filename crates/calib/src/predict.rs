@@ -86,7 +86,7 @@ pub fn predict(
     let draws = options.fisher_draws as f64;
     let held_back = (text.held_back * text.length) as f64;
     let batch = ((CHUNK_TOKENS / text.length.max(1)).clamp(1, text.windows.max(1)) * text.length) as f64;
-    let window = plans.iter().map(|plan| window(plan) + 1).max().unwrap_or(1) as f64;
+    let window = plans.iter().map(|plan| plan.method.window() + 1).max().unwrap_or(1) as f64;
 
     let forward = 2.0 * counts.active * counts.layers;
     let moments = 2.0 * (2.0 * counts.d_kv).powi(2) * window * counts.layers * F64_COST;
@@ -124,13 +124,6 @@ pub fn predict(
         scratch_memory,
         counts.written(plans),
     )
-}
-
-fn window(plan: &Plan) -> usize {
-    match plan.method {
-        Method::Cascade(cascade) => cascade.window,
-        _ => 0,
-    }
 }
 
 /// Sizes of a model, as numbers to calculate with.
@@ -194,7 +187,9 @@ impl Counts {
     fn factors(&self, plans: &[Plan]) -> f64 {
         plans
             .iter()
-            .map(|plan| 4.0 * self.width(plan) * (self.d_model + 2.0 * self.d_kv * (window(plan) + 1) as f64))
+            .map(|plan| {
+                4.0 * self.width(plan) * (self.d_model + 2.0 * self.d_kv * (plan.method.window() + 1) as f64)
+            })
             .sum()
     }
 
@@ -214,7 +209,7 @@ impl Counts {
 
     /// Bytes that the matrices of a fit take.
     fn solve_bytes(&self, plan: &Plan) -> f64 {
-        let read = self.width(plan) * (window(plan) + 1) as f64;
+        let read = self.width(plan) * (plan.method.window() + 1) as f64;
         let rows = 2.0 * self.d_kv;
         8.0 * (4.0 * read * read + 4.0 * read * rows + 6.0 * rows * rows + 4.0 * self.d_model * rows)
     }

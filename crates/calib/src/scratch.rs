@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::error::Error;
+use crate::linalg::Mat64;
 
 /// Bytes kept in memory before arrays go to the file.
 pub const DEFAULT_MEMORY_BYTES: u64 = 1 << 30;
@@ -71,6 +72,24 @@ pub struct Stored<T> {
     state: Arc<Mutex<State>>,
 }
 
+/// A matrix in a [`Scratch`].
+#[derive(Debug)]
+pub struct StoredMatrix {
+    rows: usize,
+    cols: usize,
+    data: Stored<f64>,
+}
+
+impl StoredMatrix {
+    /// The matrix as it was.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be read.
+    pub fn load(&self) -> Result<Mat64, Error> {
+        Ok(Mat64 { rows: self.rows, cols: self.cols, data: self.data.read()?.into_owned() })
+    }
+}
+
 #[derive(Debug)]
 enum Place<T> {
     Memory(Vec<T>),
@@ -109,6 +128,14 @@ impl Scratch {
             Place::File { file, offset, len: data.len() }
         };
         Ok(Stored { place, bytes, state: Arc::clone(&self.state) })
+    }
+
+    /// Keeps a matrix.
+    ///
+    /// # Errors
+    /// As [`keep`](Self::keep).
+    pub fn keep_matrix(&self, matrix: Mat64) -> Result<StoredMatrix, Error> {
+        Ok(StoredMatrix { rows: matrix.rows, cols: matrix.cols, data: self.keep(matrix.data)? })
     }
 
     /// Bytes of the temporary file.

@@ -13,8 +13,8 @@ use crate::error::Error;
 use crate::gradient::{Fisher, FisherOptions, fisher};
 use crate::linalg::{Mat64, add_cross, add_gram};
 use crate::metric::{Metric, Objective, key_scores, value_outputs};
-use crate::scratch::{Scratch, Stored};
-use crate::sweep::{Keep, Observer, Windows, sweep};
+use crate::scratch::{Scratch, Stored, StoredMatrix};
+use crate::sweep::{Keep, Observer, Windows, host, sweep, widen};
 
 /// What the plans to come will ask for.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +45,7 @@ pub struct Statistics {
 #[derive(Debug)]
 struct LayerStatistics {
     /// `E[y_i y_jᵀ]` by j, for `y = [W_k h; W_v h]`.
-    moments: BTreeMap<usize, Stored<f64>>,
+    moments: BTreeMap<usize, StoredMatrix>,
     /// `Σ_{h∈g} E[q_h q_hᵀ]`, one kv head after the other.
     queries: Option<Stored<f64>>,
     fisher: Option<Fisher>,
@@ -156,7 +156,7 @@ impl Statistics {
                     Some(scratch.keep(heads)?)
                 }
             };
-            let moments = BTreeMap::from([(layer, scratch.keep(moment.data)?)]);
+            let moments = BTreeMap::from([(layer, scratch.keep_matrix(moment)?)]);
             layers.push(LayerStatistics { moments, queries, fisher: None });
         }
         Ok(Self { config, tokens: 0, scratch: scratch.clone(), layers })
@@ -185,9 +185,7 @@ impl Statistics {
     /// # Panics
     /// If j lies outside the window.
     pub fn moment(&self, i: usize, j: usize) -> Result<Mat64, Error> {
-        let size = 2 * self.config.d_kv();
-        let data = self.layers[i].moments[&j].read()?.into_owned();
-        Ok(Mat64 { rows: size, cols: size, data })
+        self.layers[i].moments[&j].load()
     }
 
     /// The metrics of a layer's keys and values.
@@ -205,7 +203,6 @@ impl Statistics {
         device: &Device,
     ) -> Result<[Metric; 2], Error> {
         let statistics = &self.layers[layer];
-        let d_kv = self.config.d_kv();
         match objective {
             Objective::Mse => Ok([Metric::Identity, Metric::Identity]),
             Objective::Attention => {
@@ -223,10 +220,7 @@ impl Statistics {
             }
             Objective::Fisher => {
                 let fisher = statistics.fisher.as_ref().expect("the Fisher information was asked for");
-                let metric = |stored: &Stored<f64>| {
-                    Metric::new(&Mat64 { rows: d_kv, cols: d_kv, data: stored.read()?.into_owned() })
-                };
-                Ok([metric(&fisher.key)?, metric(&fisher.value)?])
+                Ok([Metric::new(&fisher.key.load()?)?, Metric::new(&fisher.value.load()?)?])
             }
         }
     }
@@ -236,12 +230,8 @@ impl Statistics {
     /// # Errors
     /// When the temporary file cannot be read.
     pub fn fisher(&self, layer: usize) -> Result<Option<[Mat64; 2]>, Error> {
-        let d_kv = self.config.d_kv();
         let Some(fisher) = &self.layers[layer].fisher else { return Ok(None) };
-        let read = |stored: &Stored<f64>| {
-            Ok::<_, Error>(Mat64 { rows: d_kv, cols: d_kv, data: stored.read()?.into_owned() })
-        };
-        Ok(Some([read(&fisher.key)?, read(&fisher.value)?]))
+        Ok(Some([fisher.key.load()?, fisher.value.load()?]))
     }
 }
 
@@ -324,7 +314,7 @@ impl Gathering {
             if !sum.data.iter().all(|x| x.is_finite()) {
                 return Err(Error::NotFinite { layer });
             }
-            moments.insert(j, scratch.keep(sum.data)?);
+            moments.insert(j, scratch.keep_matrix(sum)?);
         }
         self.outputs.retain(|&j, _| j + self.window > layer);
         let queries = match &mut self.queries {
@@ -353,12 +343,7 @@ impl Heads {
             let rows = q.clone().narrow(1, head * group, group);
             let mut lower = Mat64::zeros(self.d_head, self.d_head);
             add_gram(&mut lower, &widen(&host(rows)));
-            // Only the lower triangle was summed.
-            for r in 0..self.d_head {
-                for c in 0..r {
-                    lower.data[c * self.d_head + r] = lower.at(r, c);
-                }
-            }
+            lower.mirror_lower();
             sum.add(&lower);
         }
     }
@@ -373,12 +358,4 @@ pub(crate) fn weigh_first(y: Tensor<3>, sink: f64) -> Tensor<3> {
         1 => first,
         _ => Tensor::cat(vec![first, y.narrow(1, 1, length - 1)], 1),
     }
-}
-
-fn host(x: Tensor<3>) -> Vec<f32> {
-    x.try_into_vec_as::<f32>().expect("a float tensor reads back as f32")
-}
-
-fn widen(values: &[f32]) -> Vec<f64> {
-    values.iter().map(|&x| f64::from(x)).collect()
 }

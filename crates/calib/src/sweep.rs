@@ -71,8 +71,7 @@ pub(crate) struct StoredTensor {
 impl StoredTensor {
     pub(crate) fn keep(scratch: &Scratch, tensor: Tensor<3>) -> Result<Self, Error> {
         let shape = tensor.dims();
-        let data = tensor.try_into_vec_as::<f32>().expect("a float tensor reads back as f32");
-        Ok(Self { data: scratch.keep(data)?, shape })
+        Ok(Self { data: scratch.keep(host(tensor))?, shape })
     }
 
     pub(crate) fn load(&self, device: &Device) -> Result<Tensor<3>, Error> {
@@ -175,4 +174,14 @@ pub fn sweep<S: WeightSource>(
         kept.push(stream);
     }
     Ok(kept)
+}
+
+/// Reads a float tensor back as f32, row-major.
+pub(crate) fn host<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.try_into_vec_as::<f32>().expect("a float tensor reads back as f32")
+}
+
+/// f32 to the f64 that statistics are summed in.
+pub(crate) fn widen(values: &[f32]) -> Vec<f64> {
+    values.iter().map(|&x| f64::from(x)).collect()
 }

@@ -119,6 +119,15 @@ impl Mat64 {
         self
     }
 
+    /// Copies the lower triangle to the upper.
+    pub fn mirror_lower(&mut self) {
+        for r in 0..self.rows {
+            for c in 0..r {
+                self.data[c * self.cols + r] = self.at(r, c);
+            }
+        }
+    }
+
     /// The diagonal.
     pub fn diagonal(&self) -> Vec<f64> {
         (0..self.rows.min(self.cols)).map(|i| self.at(i, i)).collect()

@@ -30,7 +30,7 @@ use crate::metric::{KeptMetric, Metric};
 use crate::plan::{Cascade, Latents};
 use crate::ranks::Ranks;
 use crate::report::{LayerReport, SpectrumReport};
-use crate::scratch::{Scratch, Stored};
+use crate::scratch::{Scratch, StoredMatrix};
 use crate::statistics::stacked;
 use crate::sweep::Observer;
 use pass::{Pass, Rule};
@@ -51,18 +51,16 @@ impl Roots {
 /// A projection `P S` that waits in a scratch.
 struct Projection {
     ranks: Vec<usize>,
-    cols: usize,
-    data: Stored<f64>,
+    matrix: StoredMatrix,
 }
 
 impl Projection {
     fn keep(matrix: Mat64, ranks: Vec<usize>, scratch: &Scratch) -> Result<Self, Error> {
-        Ok(Self { ranks, cols: matrix.cols, data: scratch.keep(matrix.data)? })
+        Ok(Self { ranks, matrix: scratch.keep_matrix(matrix)? })
     }
 
     fn load(&self) -> Result<Mat64, Error> {
-        let rows = self.ranks.iter().sum();
-        Ok(Mat64 { rows, cols: self.cols, data: self.data.read()?.into_owned() })
+        self.matrix.load()
     }
 
     fn rule(&self) -> Result<Rule, Error> {

@@ -18,7 +18,7 @@ use crate::linalg::{Mat64, add_cross, qr, solve};
 use crate::metric::Metric;
 use crate::scratch::{Scratch, Stored};
 use crate::statistics::{stacked, weigh_first};
-use crate::sweep::{Observer, StoredTensor, Stream, Windows};
+use crate::sweep::{Observer, StoredTensor, Stream, Windows, host, widen};
 
 /// Share of the mean diagonal added to `E[z̃ z̃ᵀ]`.
 const RIDGE: f64 = 1e-6;
@@ -148,9 +148,8 @@ impl Refit<'_> {
         c: Tensor<3>,
         sums: &mut Sums,
     ) -> Result<(), Error> {
-        let read = |x: Tensor<3>| x.try_into_vec_as::<f32>().expect("a float tensor reads back as f32");
-        self.latents.entry(layer).or_default().push(self.scratch.keep(read(c))?);
-        let y = read(y);
+        self.latents.entry(layer).or_default().push(self.scratch.keep(host(c))?);
+        let y = widen(&host(y));
         let tokens = y.len() / sums.target.rows;
         let width = sums.target.cols;
         let mut z = vec![0.0f64; tokens * width];
@@ -160,7 +159,6 @@ impl Refit<'_> {
                 row[place.clone()].iter_mut().zip(part).for_each(|(z, &c)| *z = f64::from(c));
             }
         }
-        let y: Vec<f64> = y.into_iter().map(f64::from).collect();
         add_cross(&mut sums.target, &y, &z);
         add_cross(&mut sums.moment, &z, &z);
         Ok(())

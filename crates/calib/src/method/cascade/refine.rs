@@ -16,21 +16,19 @@ use super::{Projection, Roots};
 use crate::error::Error;
 use crate::linalg::{Mat64, solve};
 use crate::plan::{Cascade, Latents};
-use crate::scratch::Stored;
+use crate::scratch::StoredMatrix;
 use crate::statistics::Statistics;
 use crate::sweep::Observer;
 
 /// A layer's decoder that waits in a scratch: `D_lj`, `[2 · d_kv, width of j]`, of each layer j that it reads.
 struct Decoder {
-    blocks: BTreeMap<usize, Stored<f64>>,
+    blocks: BTreeMap<usize, StoredMatrix>,
 }
 
 impl Decoder {
     /// `D_lj` for a layer j that is read.
-    fn block(&self, rows: usize, j: usize) -> Result<Option<Mat64>, Error> {
-        let Some(block) = self.blocks.get(&j) else { return Ok(None) };
-        let data = block.read()?.into_owned();
-        Ok(Some(Mat64 { rows, cols: data.len() / rows, data }))
+    fn block(&self, j: usize) -> Result<Option<Mat64>, Error> {
+        self.blocks.get(&j).map(StoredMatrix::load).transpose()
     }
 }
 
@@ -46,12 +44,13 @@ pub(super) fn refine(
         return Ok(());
     }
     observer.phase("refining latents", cascade.rounds * roots.len());
+    let full = 2 * statistics.config().d_kv();
     for round in 0..cascade.rounds {
         let decoders = decoders(statistics, roots, cascade, projections)?;
         for i in 0..roots.len() {
             let ranks = projections[i].ranks.clone();
             // A latent as wide as K and V tells all already.
-            if ranks.iter().sum::<usize>() < projections[i].cols {
+            if ranks.iter().sum::<usize>() < full {
                 let better = latent(statistics, roots, cascade, projections, &decoders, i)?;
                 projections[i] = Projection::keep(better, ranks, statistics.scratch())?;
             }
@@ -80,7 +79,7 @@ fn decoders(
         for (j, projection) in (first..).zip(&projections[first..=layer]) {
             let width: usize = projection.ranks.iter().sum();
             let block = decoder.block(0..decoder.rows, column..column + width);
-            blocks.insert(j, statistics.scratch().keep(block.data)?);
+            blocks.insert(j, statistics.scratch().keep_matrix(block)?);
             column += width;
         }
         decoders.push(Decoder { blocks });
@@ -116,14 +115,14 @@ fn latent(
     let rank = projections[i].ranks.iter().sum();
     let (mut square, mut wanted) = (Mat64::zeros(rank, rank), Mat64::zeros(rank, rows));
     for &l in &readers {
-        let Some(own) = decoders[l].block(rows, i)? else { continue };
+        let Some(own) = decoders[l].block(i)? else { continue };
         let own = own.transpose();
         square.add(&own.dot(&own.transpose()));
         // `D_liᵀ E[e_l y_iᵀ]`, the narrow side first.
         let target = whiten(&roots[l].load()?, &statistics.moment(l, i)?);
         wanted.add(&own.dot(&whiten(&metrics, &target.transpose()).transpose()));
         for j in (cascade.first_read(l)..=l).filter(|&j| j != i) {
-            if let Some(decoder) = decoders[l].block(rows, j)? {
+            if let Some(decoder) = decoders[l].block(j)? {
                 wanted.subtract(&own.dot(&decoder).dot(&crossed[j - first]));
             }
         }
