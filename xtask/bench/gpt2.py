@@ -7,7 +7,7 @@ about compression: what a method keeps is what training put there. TEXT_DIR hold
 lists. Training reads five of Austen's novels and the State of the Union addresses of 1945 to 1994, so that of what
 is measured on, heldout.txt (later addresses) is new text of a known kind and mobydick.txt is new altogether.
 
-A quarter of an hour on one core. The seed fixes batches and weights; another CPU or another number of threads changes
+An hour and a quarter on one core. The seed fixes batches and weights; another CPU or another number of threads changes
 the last bits.
 """
 
@@ -136,7 +136,7 @@ def main():
     args = argparse.ArgumentParser(description="Train the small GPT-2 of `cargo xtask bench quality`.")
     args.add_argument("text_dir", type=Path)
     args.add_argument("out", type=Path)
-    args.add_argument("--steps", type=int, default=1500)
+    args.add_argument("--steps", type=int, default=6000)
     args.add_argument("--checkpoint", type=Path, help="written every 100 steps; training goes on from it")
     args.add_argument("--threads", type=int, default=1)
     args = args.parse_args()

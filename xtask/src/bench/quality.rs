@@ -13,12 +13,12 @@ use anyhow::{Result, bail};
 use clap::Args;
 use serde_json::Value;
 
-use super::run::{Shrink, shown};
+use super::run::shown;
 use super::setting::Setting;
 use super::{Common, existing, write};
 use crate::workspace::Workspace;
 use grid::{Call, Subject};
-use record::{Measured, Protocol, Record};
+use record::{Answer, Protocol, Record};
 
 /// What is kept between runs.
 const JSON: &str = "quality.json";
@@ -33,12 +33,15 @@ pub struct Request {
     /// Measure this model only, and keep what quality.json says of the others
     #[arg(long, value_enum, value_name = "NAME")]
     model: Option<Subject>,
+    /// Keep the answers that quality.json holds already, and ask for the rest only
+    #[arg(long)]
+    resume: bool,
     /// Measure nothing: write the page and the chart of what quality.json holds
-    #[arg(long, conflicts_with = "model")]
+    #[arg(long, conflicts_with_all = ["model", "resume"])]
     render: bool,
 }
 
-/// Measures the models and writes the record, the page and the chart, anew after each model.
+/// Measures the models and writes the record, the page and the chart, anew after each process.
 ///
 /// # Errors
 /// When a model that was asked for or a text is missing, or the program fails.
@@ -62,9 +65,31 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
             println!("SKIPPED: {}: {missing}", subject.name());
             continue;
         }
-        record.merge(measure(&shrink, subject, &models, &protocol, request.common.quick, &setting)?);
-        write(&out.join(JSON), &record.json()?)?;
-        render(&out, &record)?;
+        let config: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("config.json"))?)?;
+        let calls = subject.calls(grid::d_kv(&config), &protocol.ratios, request.common.quick);
+        let ask = |call| {
+            Ok::<_, anyhow::Error>((
+                arguments(call, subject, &models, &protocol)?,
+                typed(call, subject, &protocol)?,
+            ))
+        };
+        let asked: Vec<(Vec<OsString>, String)> = calls.iter().map(ask).collect::<Result<_>>()?;
+        let commands: Vec<String> = asked.iter().map(|(_, command)| command.clone()).collect();
+        record.begin(subject, &commands, request.resume);
+        for (args, command) in asked {
+            let model = record.begin(subject, &commands, true);
+            if model.answers.iter().any(|answer| answer.command == command) {
+                println!("==> {}: kept: {command}", subject.name());
+                continue;
+            }
+            println!("==> {}: shrink {}", subject.name(), shown(&args));
+            let begun = Instant::now();
+            let compared = shrink.json(&args)?;
+            let elapsed_s = begun.elapsed().as_secs_f64();
+            model.answers.push(Answer { command, setting: setting.clone(), elapsed_s, compared });
+            write(&out.join(JSON), &record.json()?)?;
+            render(&out, &record)?;
+        }
     }
     Ok(())
 }
@@ -74,38 +99,9 @@ fn render(out: &Path, record: &Record) -> Result<()> {
     write(&out.join("quality.svg"), &chart::chart(record)?.svg())
 }
 
-/// One model through its grid, a process a call.
-fn measure(
-    shrink: &Shrink,
-    subject: Subject,
-    models: &Path,
-    protocol: &Protocol,
-    quick: bool,
-    setting: &Setting,
-) -> Result<Measured> {
-    let folder = models.join(subject.folder());
-    let config: Value = serde_json::from_str(&std::fs::read_to_string(folder.join("config.json"))?)?;
-    let calls = subject.calls(grid::d_kv(&config), &protocol.ratios, quick);
-    let begun = Instant::now();
-    let (mut commands, mut compared) = (Vec::new(), Vec::new());
-    for call in &calls {
-        let args = arguments(call, subject, models, protocol)?;
-        println!("==> {}: shrink {}", subject.name(), shown(&args));
-        compared.push(shrink.json(&args)?);
-        commands.push(format!(
-            "shrink {}",
-            shown(&arguments(call, subject, "$SHRINK_MODELS".as_ref(), protocol)?)
-        ));
-    }
-    Ok(Measured {
-        name: subject.name().to_owned(),
-        folder: subject.folder().to_owned(),
-        about: subject.about().to_owned(),
-        setting: setting.clone(),
-        elapsed_s: begun.elapsed().as_secs_f64(),
-        commands,
-        compared,
-    })
+/// A call as it could be typed.
+fn typed(call: &Call, subject: Subject, protocol: &Protocol) -> Result<String> {
+    Ok(format!("shrink {}", shown(&arguments(call, subject, "$SHRINK_MODELS".as_ref(), protocol)?)))
 }
 
 /// The arguments of `shrink` for a call; files are looked for unless the folder is but a name.

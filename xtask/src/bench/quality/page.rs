@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use super::super::markdown::{bold_smallest, bytes, seconds, table};
 use super::chart::best;
-use super::record::{Measured, Point, Protocol, Record};
+use super::record::{Answer, Measured, Point, Protocol, Record};
 
 /// The whole page.
 ///
@@ -53,17 +53,20 @@ fn section(model: &Measured, protocol: &Protocol) -> Result<String> {
         "\n## {name}\n\n{about}\n\n\
          The donor's perplexity is {donors}, its cache {cache} a token at 16 bit. In the chart: {shown}.\n\n\
          {table}\n\
-         Measured {setting}, in {elapsed} s:\n\n```text\n{commands}\n```\n",
+         Measured by:\n\n{commands}\n",
         name = model.name,
         about = model.about,
         donors = donors.join(" and "),
         cache = bytes(model.donor_cache_bytes()?),
         shown = shown.join(", "),
         table = relative_table(&points, protocol),
-        setting = model.setting.line(),
-        elapsed = seconds(model.elapsed_s),
-        commands = model.commands.join("\n"),
+        commands = model.answers.iter().map(command).collect::<Vec<_>>().join("\n"),
     ))
+}
+
+fn command(answer: &Answer) -> String {
+    let Answer { command, setting, elapsed_s, .. } = answer;
+    format!("```text\n# {}, {} s\n{command}\n```\n", setting.line(), seconds(*elapsed_s))
 }
 
 /// Rows are configurations, columns ratios of each text.
@@ -141,7 +144,7 @@ mod tests {
             "first 10 windows of 512 tokens (5120 tokens) of `heldout.txt` and `mobydick.txt`",
             "10.000 on `heldout.txt` and 20.000 on `mobydick.txt`, its cache 1.50 KiB a token",
             "About llama.",
-            "2025-01-31, shrink 0.1.0 (abc), 2 × CPU, in 90.0 s",
+            "# 2025-01-31, shrink 0.1.0 (abc), 2 × CPU, 90.0 s",
             "shrink compare llama",
             "](quality.svg)",
         ] {

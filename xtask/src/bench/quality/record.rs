@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::super::setting::Setting;
+use super::Subject;
 
 /// What makes two numbers comparable.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,7 +39,7 @@ pub struct Record {
 }
 
 /// One model.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Its name in the tables.
     pub name: String,
@@ -46,14 +47,21 @@ pub struct Measured {
     pub folder: String,
     /// What a reader must know of it.
     pub about: String,
+    /// What the program was asked, in the order of the grid.
+    pub answers: Vec<Answer>,
+}
+
+/// One process.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// As it could be typed.
+    pub command: String,
     /// Where and when.
     pub setting: Setting,
-    /// All calls together.
+    /// Wall time.
     pub elapsed_s: f64,
-    /// Each call as it could be typed.
-    pub commands: Vec<String>,
-    /// What each call printed.
-    pub compared: Vec<Value>,
+    /// What it printed.
+    pub compared: Value,
 }
 
 /// One configuration at one ratio, as the tables want it.
@@ -113,13 +121,20 @@ impl Record {
         Ok(record)
     }
 
-    /// Puts a model in its predecessor's place, or where the order of the page wants it.
-    pub fn merge(&mut self, measured: Measured) {
-        self.models.retain(|model| model.name != measured.name);
-        self.models.push(measured);
-        let place =
-            |model: &Measured| super::Subject::ALL.iter().position(|subject| subject.name() == model.name);
-        self.models.sort_by_key(place);
+    /// The entry of a model, made where the order of the page wants it. What it was asked other than `commands` is
+    /// forgotten, and so is everything unless it is to be kept.
+    pub fn begin(&mut self, subject: Subject, commands: &[String], keep: bool) -> &mut Measured {
+        let name = subject.name();
+        if !self.models.iter().any(|model| model.name == name) {
+            self.models.push(Measured { name: name.into(), ..Measured::default() });
+        }
+        let place = |name: &str| Subject::ALL.iter().position(|subject| subject.name() == name);
+        self.models.sort_by_key(|model| place(&model.name));
+        let model = self.models.iter_mut().find(|model| model.name == name).expect("it was made");
+        model.folder = subject.folder().into();
+        model.about = subject.about().into();
+        model.answers.retain(|answer| keep && commands.contains(&answer.command));
+        model
     }
 
     /// The file's text.
@@ -134,8 +149,7 @@ impl Measured {
     /// # Errors
     /// When the program printed something else.
     pub fn donor(&self) -> Result<Vec<f64>> {
-        let texts = self.compared.first().and_then(|compared| compared["texts"].as_array());
-        let texts = texts.context("shrink compare printed no texts")?;
+        let texts = self.first()["texts"].as_array().context("shrink compare printed no texts")?;
         texts.iter().map(|text| number(&text["donor_perplexity"], "donor_perplexity")).collect()
     }
 
@@ -145,8 +159,7 @@ impl Measured {
     /// As [`donor`](Self::donor).
     pub fn donor_cache_bytes(&self) -> Result<f64> {
         let field = "donor_cached_numbers_a_token";
-        Ok(2.0
-            * number(&self.compared.first().map_or(Value::Null, |compared| compared[field].clone()), field)?)
+        Ok(2.0 * number(&self.first()[field], field)?)
     }
 
     /// Every configuration at every ratio, in the order measured.
@@ -155,8 +168,13 @@ impl Measured {
     /// As [`donor`](Self::donor).
     pub fn points(&self, protocol: &Protocol) -> Result<Vec<Point>> {
         let donor = self.donor()?;
-        let plans = |compared: &'_ Value| compared["plans"].as_array().cloned().unwrap_or_default();
-        self.compared.iter().flat_map(plans).map(|plan| point(&plan, &donor, &protocol.ratios)).collect()
+        let plans = |answer: &Answer| answer.compared["plans"].as_array().cloned().unwrap_or_default();
+        self.answers.iter().flat_map(plans).map(|plan| point(&plan, &donor, &protocol.ratios)).collect()
+    }
+
+    /// What the first process printed, null where there was none.
+    fn first(&self) -> &Value {
+        self.answers.first().map_or(&Value::Null, |answer| &answer.compared)
     }
 }
 
@@ -203,24 +221,28 @@ pub fn sample(name: &str, rows: &[(&str, f64, [f64; 2])]) -> Measured {
         })
     };
     let texts = [json!({ "donor_perplexity": 10.0 }), json!({ "donor_perplexity": 20.0 })];
+    let setting = Setting {
+        date: "2025-01-31".into(),
+        program: "shrink 0.1.0".into(),
+        revision: "abc".into(),
+        processor: "CPU".into(),
+        cores: 2,
+    };
+    let compared = json!({
+        "donor_cached_numbers_a_token": 768,
+        "texts": texts,
+        "plans": rows.iter().map(plan).collect::<Vec<_>>(),
+    });
     Measured {
         name: name.into(),
         folder: format!("{name}-folder"),
         about: format!("About {name}."),
-        setting: Setting {
-            date: "2025-01-31".into(),
-            program: "shrink 0.1.0".into(),
-            revision: "abc".into(),
-            processor: "CPU".into(),
-            cores: 2,
-        },
-        elapsed_s: 90.0,
-        commands: vec![format!("shrink compare {name}")],
-        compared: vec![json!({
-            "donor_cached_numbers_a_token": 768,
-            "texts": texts,
-            "plans": rows.iter().map(plan).collect::<Vec<_>>(),
-        })],
+        answers: vec![Answer {
+            command: format!("shrink compare {name}"),
+            setting,
+            elapsed_s: 90.0,
+            compared,
+        }],
     }
 }
 
@@ -233,16 +255,19 @@ mod tests {
     }
 
     #[test]
-    fn a_model_measured_again_replaces_itself_and_nothing_else() {
+    fn models_stand_in_the_order_of_the_page_and_keep_only_what_is_asked_again() {
         let mut record = record();
-        for name in ["qwen2", "llama", "mha"] {
-            record.merge(sample(name, &[("separate mse uniform", 2.0, [11.0, 22.0])]));
-        }
-        record.merge(sample("mha", &[("joint mse uniform", 2.0, [12.0, 24.0])]));
+        let commands = ["shrink compare mha".to_owned()];
+        record.models =
+            vec![sample("qwen2", &[]), sample("mha", &[("joint mse uniform", 2.0, [12.0, 24.0])])];
+        assert!(record.begin(Subject::Llama, &[], true).answers.is_empty());
+        assert_eq!(record.begin(Subject::Mha, &commands, true).answers.len(), 1);
         let names: Vec<_> = record.models.iter().map(|model| model.name.as_str()).collect();
         assert_eq!(names, ["llama", "mha", "qwen2"]);
         let points = record.models[1].points(&record.protocol).expect("complete");
         assert_eq!((points.len(), points[0].label.as_str()), (1, "joint"));
+        assert!(record.begin(Subject::Mha, &["another".into()], true).answers.is_empty());
+        assert!(record.begin(Subject::Qwen2, &["shrink compare qwen2".into()], false).answers.is_empty());
     }
 
     #[test]
@@ -251,7 +276,7 @@ mod tests {
         let path = folder.path().join("quality.json");
         let mut record = record();
         assert_eq!(Record::load(&path, &record.protocol).expect("nothing yet"), record);
-        record.merge(sample("llama", &[("cascade w7 fisher global", 4.01, [10.5, 30.0])]));
+        record.models.push(sample("llama", &[("cascade w7 fisher global", 4.01, [10.5, 30.0])]));
         fs::write(&path, record.json().expect("json")).expect("written");
         assert_eq!(Record::load(&path, &record.protocol).expect("the same"), record);
         let error = Record::load(&path, &Protocol::quick()).expect_err("other windows");
@@ -270,7 +295,7 @@ mod tests {
     #[test]
     fn what_the_program_left_out_is_named() {
         let mut measured = sample("llama", &[("joint mse uniform", 2.0, [1.0, 1.0])]);
-        measured.compared[0]["plans"][0]["perplexity"] = Value::Null;
+        measured.answers[0].compared["plans"][0]["perplexity"] = Value::Null;
         let error = measured.points(&Protocol::full()).expect_err("no perplexity");
         assert!(error.to_string().contains("perplexity"), "{error}");
     }
