@@ -124,12 +124,19 @@ fn one_width_for_all_and_ranks_that_differ() {
 #[test]
 fn statistics_of_nothing() {
     for flag in ["--fisher-samples", "--fisher-draws"] {
-        let hint = plain(&[flag, "0"]).refused(&format!("{flag} is 0, expected at least 1"));
+        let hint = convert(&[flag, "0"]).refused(&format!("{flag} is 0, expected at least 1"));
         assert!(hint.contains("shrink help"), "{hint}");
         plain(&[flag, "few"]).misused("invalid value 'few'");
+        // Without a Fisher pass they would do nothing.
+        for other in [&["--no-calibration"][..], &["--objective", "attention"]] {
+            let hint = convert(&[&[flag, "2"], other].concat())
+                .refused(&format!("{flag} belongs to the objective fisher"));
+            assert!(hint.contains("--objective fisher"), "{hint}");
+        }
     }
+    plain(&["--sink-weight", "1"]).misused("--no-calibration");
     for (weight, found) in [("nan", "NaN"), ("-1", "-1"), ("101", "101"), ("inf", "inf")] {
-        plain(&["--sink-weight", weight]).refused(&format!("--sink-weight is {found}, expected 0 to 100"));
+        convert(&["--sink-weight", weight]).refused(&format!("--sink-weight is {found}, expected 0 to 100"));
     }
     for (memory, found) in [("nan", "NaN"), ("-1", "-1"), ("inf", "inf"), ("1e300", "1")] {
         let what = format!("--scratch-memory is {found}");
@@ -165,7 +172,11 @@ fn comparisons_of_nothing() {
         .refused("the cascade window is 3, expected 0 to 2");
     compare(&["--method", "separate", "--objective", "fisher"]).refused("needs calibration text");
     compare(&["--method", "separate", "--scratch-memory", "-1"]).refused("--scratch-memory is -1");
-    compare(&["--method", "separate", "--fisher-samples", "0"]).refused("--fisher-samples is 0");
+    compare(&["--method", "separate", "--fisher-samples", "2"])
+        .refused("--fisher-samples belongs to the objective fisher");
+    let hint = compare(&["--method", "separate,joint", "--cascade-window", "1"])
+        .refused("--cascade-window belongs to the method cascade, not to separate,joint");
+    assert!(hint.contains("--method cascade"), "{hint}");
     shrink(&["compare", &donor]).misused("--data");
     shrink(&["compare", &donor, "--data", &scratch.path("nowhere.txt"), "--no-calibration"])
         .refused("nowhere.txt");

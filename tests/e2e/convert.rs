@@ -133,6 +133,10 @@ fn the_record_says_where_the_model_comes_from() {
     }
     let [trial] = record["trials"].as_array().expect("trials").as_slice() else { panic!("one trial") };
     assert_eq!((&trial["chosen"], &trial["name"]), (&json!(true), &json!("separate mse uniform")));
+    assert_eq!(
+        (&record["parameters"], &trial["parameters"]),
+        (&json!({ "name": "separate" }), &record["parameters"])
+    );
     let total: f64 =
         layers.iter().flat_map(|l| [&l["key"], &l["value"]]).map(|p| number(p, "discarded")).sum();
     assert_close(number(trial, "discarded"), total, 1e-9);

@@ -259,6 +259,11 @@ fn auto_shows_what_it_tried_and_takes_the_cheapest_of_the_best() {
         let [chosen] = trials.iter().filter(|trial| trial["chosen"] == true).collect::<Vec<_>>()[..] else {
             panic!("one is chosen: {found:#}");
         };
+        let cascade = trials.iter().find(|trial| trial["method"] == "cascade").expect("cascade was tried");
+        let parameters = &cascade["parameters"];
+        assert_eq!((&parameters["name"], &parameters["latents"]), (&json!("cascade"), &json!("together")));
+        let title = cascade["name"].as_str().expect("a name");
+        assert!(title.starts_with(&format!("cascade w{} ", parameters["window"])), "{cascade}");
         assert!(kl(chosen) <= least + calib::AS_GOOD, "{found:#}");
         assert_eq!(chosen["decode_multiply_adds"].as_u64(), cheapest, "{found:#}");
         assert_eq!((&found["method"], &found["ranks"]), (&chosen["method"], &chosen["ranks"]));
@@ -319,6 +324,7 @@ fn a_dry_run_writes_nothing_and_says_what_it_would_take() {
     }
     assert!(shrink(&args).text().starts_with("time about "));
     assert_eq!(scratch.names(), [""; 0]);
+    shrink(&[&args[..], &["--overcommit"]].concat()).misused("--dry-run");
     // What cannot be converted is refused all the same.
     shrink(&[&args[..], &["--method", "cascade", "--cascade-window", "9"]].concat())
         .refused("the cascade window is 9");

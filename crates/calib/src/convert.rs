@@ -163,12 +163,17 @@ pub fn convert<S: WeightSource>(
     assert!(!plans.is_empty(), "a conversion needs a plan");
     plans.iter().try_for_each(|plan| plan.check(source.config()))?;
     let held_back = text.map_or(&[][..], |text| text.held_back);
-    let plans = if held_back.is_empty() { &plans[..1] } else { plans };
+    let plans = comparable(plans, held_back);
     let statistics = statistics(source, plans, text, options, device, scratch, observer)?;
     choose(source, &statistics, plans, held_back, device, observer)
 }
 
-/// Fits and measures plans on statistics that are there, and takes the best.
+/// The plans that can be told apart: all with held-back text to measure on, else the first.
+fn comparable<'a>(plans: &'a [Plan], held_back: &[Vec<u32>]) -> &'a [Plan] {
+    if held_back.is_empty() { &plans[..1] } else { plans }
+}
+
+/// Fits and measures plans on statistics that are there, and takes the best; without held-back text the first.
 ///
 /// # Errors
 /// As [`fit`] and [`judge`].
@@ -183,6 +188,7 @@ pub fn choose<S: WeightSource>(
     device: &Device,
     observer: &mut dyn Observer,
 ) -> Result<Conversion, Error> {
+    let plans = comparable(plans, held_back);
     let mut fitted: Vec<Fitted> = Vec::with_capacity(plans.len());
     for &plan in plans {
         fitted.push(fit(source, statistics, plan, device, observer)?);

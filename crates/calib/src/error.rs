@@ -73,6 +73,19 @@ pub enum Error {
         /// What.
         what: &'static str,
     },
+    /// Calibration text of no token.
+    #[error("the calibration text is empty")]
+    EmptyText,
+    /// A Fisher pass that is given too little or too much to work with.
+    #[error("the Fisher pass needs {expected} {what}, and {found} were given")]
+    Fisher {
+        /// Windows, draws, or labels for all its positions.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many are needed, at least.
+        expected: usize,
+    },
     /// Fewer calibration tokens than latent dimensions: the covariance could not tell which to keep.
     #[error("calibration has {tokens} tokens, fewer than the latent width {d_latent}")]
     TooFewTokens {
@@ -146,6 +159,8 @@ impl Error {
             Error::NeedsText { .. } => {
                 "give text with --calibration, or take --method separate --objective mse".into()
             }
+            Error::EmptyText => "give windows of at least two tokens".into(),
+            Error::Fisher { .. } => "see FisherOptions for what each number counts".into(),
             Error::LogitsNotFinite { .. } => {
                 "the donor overflows on this text: are its weights damaged?".into()
             }

@@ -17,7 +17,7 @@ use crate::sweep::{Observer, StoredTensor, Stream, host, widen};
 /// How the Fisher information is estimated.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FisherOptions {
-    /// What the loss is taken against.
+    /// What the loss is taken against; given labels are as many as positions are scored in all draws.
     pub labels: Labels,
     /// How often, with new randomness each time.
     pub draws: usize,
@@ -26,6 +26,27 @@ pub struct FisherOptions {
     /// Whether the first position of a window counts: an attention sink whose gradient, a few hundred times the mean of
     /// the others, would be most of the metric (see [`Needs::sink`](crate::Needs::sink)).
     pub first_position: bool,
+}
+
+impl FisherOptions {
+    /// Refuses what leaves nothing to average on this many windows, and labels of another number than there are positions.
+    pub(crate) fn check(&self, windows: usize, length: usize) -> Result<(), Error> {
+        let windows = windows.min(self.windows);
+        for (what, found, expected) in
+            [("draw", self.draws, 1), ("window", windows, 1), ("tokens a window", length, 2)]
+        {
+            if found < expected {
+                return Err(Error::Fisher { what, found, expected });
+            }
+        }
+        let scored = self.draws * windows * (length - 1);
+        match &self.labels {
+            Labels::Given(labels) if labels.len() != scored => {
+                Err(Error::Fisher { what: "labels", found: labels.len(), expected: scored })
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// `E[g gᵀ]` of one layer.

@@ -2,6 +2,7 @@
 
 use mla_core::DecoderConfig;
 use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth, PositionKind};
+use serde::Serialize;
 
 use crate::error::Error;
 use crate::metric::Objective;
@@ -17,7 +18,8 @@ pub enum Width {
 }
 
 /// A factorisation method and its parameters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(tag = "name", rename_all = "snake_case")]
 pub enum Method {
     /// Each layer's K and V on their own.
     Separate,
@@ -35,7 +37,7 @@ pub enum Method {
 }
 
 /// Parameters of [`Method::Xkv`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Xkv {
     /// Adjacent layers that share a basis.
     pub group_size: usize,
@@ -46,7 +48,7 @@ pub struct Xkv {
 }
 
 /// Parameters of [`Method::Cascade`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Cascade {
     /// Earlier layers whose latents a layer reads.
     pub window: usize,
@@ -59,7 +61,8 @@ pub struct Cascade {
 }
 
 /// What a cascade layer's own latent is fitted to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Latents {
     /// One latent for K and V.
     Together,

@@ -58,7 +58,7 @@ impl Statistics {
     /// When the source or the temporary file fails, a layer has latents already, or the donor overflows.
     ///
     /// # Panics
-    /// If there is no window, or they differ in length.
+    /// If the windows differ in length.
     pub fn of_text<S: WeightSource>(
         source: &S,
         windows: &[Vec<u32>],
@@ -69,6 +69,12 @@ impl Statistics {
     ) -> Result<Self, Error> {
         let config = source.config().clone();
         let all = Windows::new(windows);
+        if all.tokens() == 0 {
+            return Err(Error::EmptyText);
+        }
+        if let Some(options) = &needs.fisher {
+            options.check(windows.len(), all.length())?;
+        }
         let mut statistics = Self {
             tokens: all.tokens(),
             scratch: scratch.clone(),

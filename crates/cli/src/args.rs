@@ -129,6 +129,9 @@ pub struct ConvertArgs {
     /// Say what the conversion would take (time, memory, disk), and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Convert even if memory or disk look too small for it
+    #[arg(long, conflicts_with = "dry_run")]
+    pub overcommit: bool,
     /// Fit decoders again on what the compressed layers before them produce; kept if the KL on held-back text falls
     #[arg(long, conflicts_with = "no_calibration")]
     pub sequential: bool,
@@ -288,15 +291,16 @@ pub struct MethodArgs {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Statistics")]
 pub struct StatisticsArgs {
-    /// Windows that go through the Fisher pass at most; the others serve the second moments alone
-    #[arg(long, default_value_t = calib::FISHER_WINDOWS, value_name = "N")]
-    pub fisher_samples: usize,
-    /// Fisher passes, with new labels each time: more of them make the metric less noisy
-    #[arg(long, default_value_t = 1, value_name = "N")]
-    pub fisher_draws: usize,
+    /// fisher: windows that go through the backward pass at most; the others serve the second moments alone [default: 32]
+    #[arg(long, value_name = "N")]
+    pub fisher_samples: Option<usize>,
+    /// fisher: passes, with new labels each time; more of them make the metric less noisy [default: 1]
+    #[arg(long, value_name = "N")]
+    pub fisher_draws: Option<usize>,
     /// Weight of a window's first token, the attention sink, as a share of all others; at 0 it is one like any other
-    #[arg(long, default_value_t = calib::SINK, value_name = "SHARE", allow_negative_numbers = true)]
-    pub sink_weight: f64,
+    /// [default: 0.6]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, conflicts_with = "no_calibration")]
+    pub sink_weight: Option<f64>,
 }
 
 /// What a cascade layer's own latent is fitted to.

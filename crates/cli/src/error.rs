@@ -34,8 +34,14 @@ pub enum UserError {
         flag: &'static str,
         /// The method that has it.
         belongs_to: &'static str,
-        /// The method asked for.
-        found: &'static str,
+        /// The methods asked for.
+        found: String,
+    },
+    /// An option of the objective `fisher`.
+    #[error("{flag} belongs to the objective fisher, which is not asked for")]
+    ObjectiveFlag {
+        /// The option.
+        flag: &'static str,
     },
     /// Calibration text shorter than one window.
     #[error("the calibration text has {tokens} tokens, fewer than one window of {length}")]
@@ -101,13 +107,18 @@ impl UserError {
         Some(match self {
             UserError::Flag { .. } => "shrink help <COMMAND> lists every option with its default".into(),
             UserError::TooLarge { what: "memory", .. } => {
-                "lower --scratch-memory or --max-calibration-length; --dry-run shows what each takes".into()
+                "lower --scratch-memory or --max-calibration-length; --dry-run shows what each takes, --overcommit tries \
+                 all the same"
+                    .into()
             }
             UserError::TooLarge { .. } => {
                 "name an OUT on a larger disk, or take --cascade-window 1 or --method separate".into()
             }
             UserError::MethodFlag { flag, belongs_to, .. } => {
                 format!("take --method {belongs_to}, or leave {flag} out")
+            }
+            UserError::ObjectiveFlag { flag } => {
+                format!("take --objective fisher and calibration text, or leave {flag} out")
             }
             UserError::CalibrationTooShort { .. } => {
                 "give more text (--calibration FILE), or shorten --max-calibration-length".into()

@@ -72,23 +72,29 @@ pub fn plans(
 /// How statistics are to be gathered.
 ///
 /// # Errors
-/// When there is to be no window or no draw, or a weight is none.
-pub fn options(args: &StatisticsArgs, seed: u64) -> Result<calib::Options, UserError> {
+/// When there is to be no window or no draw, a weight is none, or something is said of a Fisher pass and `fisher` is not
+/// among the objectives.
+pub fn options(args: &StatisticsArgs, fisher: bool, seed: u64) -> Result<calib::Options, UserError> {
     for (flag, found) in [("--fisher-samples", args.fisher_samples), ("--fisher-draws", args.fisher_draws)] {
-        if found == 0 {
+        if found.is_some() && !fisher {
+            return Err(UserError::ObjectiveFlag { flag });
+        }
+        if found == Some(0) {
             return Err(UserError::Flag { flag, found: "0".into(), expected: "at least 1".into() });
         }
     }
+    let default = calib::Options::default();
+    let sink = args.sink_weight.unwrap_or(default.sink);
     // Written so that NaN is refused too.
-    if !(0.0..=100.0).contains(&args.sink_weight) {
-        let found = args.sink_weight.to_string();
+    if !(0.0..=100.0).contains(&sink) {
+        let found = sink.to_string();
         return Err(UserError::Flag { flag: "--sink-weight", found, expected: "0 to 100".into() });
     }
     Ok(calib::Options {
         seed,
-        fisher_windows: args.fisher_samples,
-        fisher_draws: args.fisher_draws,
-        sink: args.sink_weight,
+        fisher_windows: args.fisher_samples.unwrap_or(default.fisher_windows),
+        fisher_draws: args.fisher_draws.unwrap_or(default.fisher_draws),
+        sink,
     })
 }
 
@@ -118,11 +124,7 @@ pub fn combinations(
     config: &DecoderConfig,
 ) -> Result<Vec<Plan>, UserError> {
     let mut all = Vec::new();
-    let methods = match (args.method.as_slice(), calibrated) {
-        ([], true) => &[Method::Separate, Method::Joint, Method::Cascade][..],
-        ([], false) => &[Method::Separate, Method::Joint],
-        (given, _) => given,
-    };
+    let methods = compared(args, calibrated);
     for &method in methods {
         let only =
             |wanted: Method, values: &[usize]| if method == wanted { each(values) } else { vec![None] };
@@ -153,6 +155,37 @@ pub fn combinations(
         }
     }
     Ok(all)
+}
+
+/// The methods of a comparison.
+fn compared(args: &CompareArgs, calibrated: bool) -> &[Method] {
+    match (args.method.as_slice(), calibrated) {
+        ([], true) => &[Method::Separate, Method::Joint, Method::Cascade],
+        ([], false) => &[Method::Separate, Method::Joint],
+        (given, _) => given,
+    }
+}
+
+/// An option of a method that is not compared would do nothing.
+///
+/// # Errors
+/// When there is such an option.
+pub fn check_compared(args: &CompareArgs) -> Result<(), UserError> {
+    let methods = compared(args, !args.calibration.no_calibration);
+    let flags = [
+        ("--cross-layer-group-size", Method::Xkv, args.cross_layer_group_size.is_empty()),
+        ("--d-rope", Method::DecoupledRope, args.d_rope.is_empty()),
+        ("--cascade-window", Method::Cascade, args.cascade_window.is_empty()),
+        ("--cascade-latents", Method::Cascade, args.cascade_latents.is_empty()),
+        ("--cascade-rounds", Method::Cascade, args.cascade_rounds.is_empty()),
+    ];
+    for (flag, method, absent) in flags {
+        if !absent && !methods.contains(&method) {
+            let found = methods.iter().map(|&method| name(method)).collect::<Vec<_>>().join(",");
+            return Err(UserError::MethodFlag { flag, belongs_to: name(method), found });
+        }
+    }
+    Ok(())
 }
 
 /// Each value, or nothing said once.
@@ -233,7 +266,8 @@ pub fn check_flags(args: &MethodArgs) -> Result<(), UserError> {
         // Layers that keep their attention change the cache's size, which auto compares at equal bytes.
         let fits_auto = args.method == Method::Auto && flag != "--keep-early-layers-original";
         if given && args.method != method && !fits_auto {
-            return Err(UserError::MethodFlag { flag, belongs_to: name(method), found: name(args.method) });
+            let found = name(args.method).to_owned();
+            return Err(UserError::MethodFlag { flag, belongs_to: name(method), found });
         }
     }
     Ok(())

@@ -42,6 +42,7 @@ pub fn record(
         "shrink_version": env!("CARGO_PKG_VERSION"),
         "donor": { "name": donor.name(), "weights_sha256": weights_sha256(&donor.model)? },
         "method": plan.method.name(),
+        "parameters": plan.method,
         "objective": objective,
         "ranks": plan.ranks.name(),
         "statistics": {
@@ -66,6 +67,7 @@ pub fn trials(conversion: &Conversion) -> Value {
         json!({
             "method": trial.plan.method.name(),
             "name": trial.plan.name(),
+            "parameters": trial.plan.method,
             "objective": trial.plan.objective.name(),
             "ranks": trial.plan.ranks.name(),
             "compression_ratio": trial.compression_ratio,

@@ -110,6 +110,29 @@ proptest! {
 }
 
 #[test]
+fn a_pass_without_draws_text_or_enough_labels_is_refused() {
+    let sizes = of(Style::Rotary, 2, 3);
+    let (model, labels) = (sizes.model(), labels(&sizes, 6));
+    let refused = |text: &[Vec<u32>], options: FisherOptions| {
+        let needs = Needs { window: 0, queries: false, fisher: Some(options), sink: 0.6 };
+        let error = Statistics::of_text(&model, text, &needs, &device(), &scratch(), &mut ());
+        error.expect_err("too little").to_string()
+    };
+    let text = sizes.text(2, 4, 4);
+    for (options, what) in [
+        (given(&labels, 0, 2), "the Fisher pass needs 1 draw, and 0 were given"),
+        (given(&labels, 1, 0), "the Fisher pass needs 1 window, and 0 were given"),
+        (given(&labels[..5], 1, 2), "the Fisher pass needs 6 labels, and 5 were given"),
+        (given(&labels, 2, 2), "the Fisher pass needs 12 labels, and 6 were given"),
+    ] {
+        assert_eq!(refused(&text, options), what);
+    }
+    let one = refused(&sizes.text(2, 1, 4), given(&[], 1, 2));
+    assert_eq!(one, "the Fisher pass needs 2 tokens a window, and 1 were given");
+    assert_eq!(refused(&[], given(&[], 1, 2)), "the calibration text is empty");
+}
+
+#[test]
 fn windows_in_several_batches_are_as_if_in_one() {
     // 80 windows of 32 tokens are two batches; the labels go on where the first batch ends.
     let sizes = of(Style::Rotary, 2, 21);

@@ -6,7 +6,7 @@ use mla_core::{Decoder, DecoderConfig, Patch, WeightSource};
 use serde_json::{Value, json};
 use train::eval::{Pass, Windowing, perplexity};
 
-use crate::args::CompareArgs;
+use crate::args::{CompareArgs, Objective};
 use crate::report::table;
 use crate::session::{Session, source_error};
 use crate::{calibration, convert, plans};
@@ -20,12 +20,17 @@ struct Text {
 
 /// Fits every plan on one set of statistics and measures each on the texts.
 pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
-    let options = plans::options(&args.statistics, args.seed)?;
+    plans::check_compared(args)?;
+    let calibrated = !args.calibration.no_calibration;
+    let fisher = match args.objective.as_slice() {
+        [] => calibrated,
+        asked => asked.contains(&Objective::Fisher),
+    };
+    let options = plans::options(&args.statistics, fisher, args.seed)?;
     let scratch = Scratch::new(plans::scratch_bytes(args.scratch_memory)?, std::env::temp_dir());
     calibration::check(&args.calibration)?;
     let donor = session.open(&args.model)?;
     let config = donor.model.config();
-    let calibrated = !args.calibration.no_calibration;
     let plans = every_plan(args, calibrated, config)?;
     let windowing = Windowing::Consecutive { length: args.max_length };
     let measure = |decoder: &Decoder, tokens: &[u32]| {

@@ -5,7 +5,7 @@ use handlers::{Existing, Output, Written};
 use mla_core::{DecoderConfig, Patch, WeightSource};
 use serde_json::json;
 
-use crate::args::{ConvertArgs, Method};
+use crate::args::{ConvertArgs, Method, Objective};
 use crate::calibration::Calibration;
 use crate::error::UserError;
 use crate::session::Session;
@@ -19,7 +19,11 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     }
     let width = plans::width(args.compression_ratio, args.d_latent)?;
     plans::check_flags(&args.method)?;
-    let options = plans::options(&args.method.statistics, args.seed)?;
+    let fisher = args.method.objective.unwrap_or(match args.calibration.no_calibration {
+        true => Objective::Mse,
+        false => Objective::Fisher,
+    });
+    let options = plans::options(&args.method.statistics, fisher == Objective::Fisher, args.seed)?;
     let scratch_bytes = plans::scratch_bytes(args.scratch_memory)?;
     calibration::check(&args.calibration)?;
     let donor = session.open(&args.model)?;
@@ -54,7 +58,11 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         forecast::forecast(session, donor, request, text, scratch_bytes, beside(&args.output))
     };
     let mut forecast = forecast_of(&request);
-    if args.method.method == Method::Auto && forecast.check().is_err() && drop_cascade(&mut request) {
+    if args.method.method == Method::Auto
+        && !args.overcommit
+        && forecast.check().is_err()
+        && drop_cascade(&mut request)
+    {
         session.ui.note(
             "note: cascade is left out: its statistics do not fit (--dry-run --method cascade shows them)",
         );
@@ -64,7 +72,9 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         session.print(&forecast.object(), &forecast.text())?;
         return Ok(forecast.check()?);
     }
-    forecast.check()?;
+    if !args.overcommit {
+        forecast.check()?;
+    }
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
     let output = Output::prepare(&args.output, existing, donor.model.folder())?;
     let calibration = calibration::load(session, &args.calibration, &donor.model)?;
