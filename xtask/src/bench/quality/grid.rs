@@ -86,8 +86,7 @@ impl Subject {
         }
     }
 
-    /// What is run on it: every method under every metric and allocation, a process a metric, and with fisher also a
-    /// narrow window.
+    /// What is run on it: every method under every metric and allocation, a process a metric; on llama also a narrow window.
     pub fn calls(self, d_kv: Option<usize>, ratios: &[f64], quick: bool) -> Vec<Call> {
         let call = |methods: &[&'static str], objectives, ranks, cascade_windows| Call {
             ratios: ratios.to_vec(),
@@ -97,8 +96,8 @@ impl Subject {
             cascade_windows,
         };
         // A window reaches at most to the first layer.
-        let (both, wide): (&[usize], &[usize]) =
-            if self == Self::Gpt2 { (&[3, 5], &[5]) } else { (&[3, 7], &[7]) };
+        let wide: &[usize] = if self == Self::Gpt2 { &[5] } else { &[7] };
+        let both: &[usize] = if self == Self::Llama { &[3, 7] } else { wide };
         let calls = match quick {
             true => vec![
                 call(&["separate", "cascade"], &["fisher"], BOTH_RANKS, &[3]),
