@@ -1,19 +1,19 @@
-//! The Stiefel manifold on burn tensors: matrices with orthonormal columns.
-//!
-//! This first part holds the manifold itself: how far a matrix is from it, the nearest point on it, and the tangent
-//! part of a gradient. It knows nothing of attention and runs on every burn backend, since all of it is matrix
-//! products.
-//!
-//! ```
-//! use burn::tensor::{Device, Distribution, Tensor};
-//! use stiefel_optim::Stiefel;
-//!
-//! let device = Device::flex();
-//! let near = Tensor::<2>::random([16, 4], Distribution::Normal(0.0, 1.0), &device);
-//! let on = Stiefel.project(near);
-//! assert!(Stiefel.residual(&on) < 1e-5);
-//! ```
+#![doc = include_str!("../README.md")]
 
+mod euclidean;
+mod manifold;
+mod matrix;
+mod radam;
+mod retraction;
+mod rsgd;
 mod stiefel;
 
-pub use stiefel::Stiefel;
+// The derive of burn's `RecordState` looks for these here.
+use burn::optim::{RecordState, StateSink, StateSource};
+
+pub use euclidean::Euclidean;
+pub use manifold::{Manifold, Tangent};
+pub use radam::{RiemannianAdam, RiemannianAdamConfig, RiemannianAdamState, SecondMoment};
+pub use retraction::Retraction;
+pub use rsgd::{RiemannianSgd, RiemannianSgdConfig, RiemannianSgdState};
+pub use stiefel::{Frame, Metric, Stiefel};
