@@ -12,7 +12,7 @@ mod stiefel;
 use burn::optim::{RecordState, StateSink, StateSource};
 
 pub use euclidean::Euclidean;
-pub use manifold::{Manifold, Tangent};
+pub use manifold::{Carried, Manifold, Tangent};
 pub use radam::{RiemannianAdam, RiemannianAdamConfig, RiemannianAdamState, SecondMoment};
 pub use retraction::Retraction;
 pub use rsgd::{RiemannianSgd, RiemannianSgdConfig, RiemannianSgdState};

@@ -6,6 +6,15 @@ use burn::tensor::Tensor;
 
 use crate::matrix::largest;
 
+/// A tangent vector of the point before.
+#[derive(Clone, Debug)]
+pub struct Carried<const D: usize> {
+    /// The vector, tangent there.
+    pub vector: Tensor<D>,
+    /// The length of the step that was taken from there.
+    pub step: f64,
+}
+
 /// A sum of tangent vectors at a point, and what came of making it.
 #[derive(Clone, Debug)]
 pub struct Tangent<const D: usize> {
@@ -53,22 +62,21 @@ pub trait Manifold: Clone + Debug + Send + Sync + 'static {
     fn accumulate<const D: usize>(
         &self,
         x: &Tensor<D>,
-        m: Option<Tensor<D>>,
+        m: Option<Carried<D>>,
         g: Tensor<D>,
         [a, b]: [f64; 2],
     ) -> Tangent<D> {
         let r = self.gradient(x, g);
         let square = self.inner(x, r.clone(), r.clone());
         let vector = match m {
-            Some(m) => self.transport(x, m) * a + r * b,
+            Some(m) => self.transport(x, m.vector) * a + r * b,
             None => r * b,
         };
         Tangent { vector, square, normal: None }
     }
 
-    /// [`retract`](Self::retract), or less where less will do: the new point may be off by `bound` at most, of which `drift`
-    /// is used up already, how far `x` is off and what an inexact tangent makes of that. Returns the point with its own
-    /// drift.
+    /// [`retract`](Self::retract), or less where less will do: `x + u` is off by `drift` at most, and the new point may be off
+    /// by `bound`. Returns the point with its own drift.
     fn advance<const D: usize>(
         &self,
         x: &Tensor<D>,
@@ -82,9 +90,11 @@ pub trait Manifold: Clone + Debug + Send + Sync + 'static {
 }
 
 impl<const D: usize> Tangent<D> {
-    /// By what factor a drift grows in a step of `scale` times this vector; `None` where that is not known.
-    pub(crate) fn growth(&self, scale: Tensor<D>) -> Option<f64> {
-        let normal = self.normal.clone()?;
-        Some(1.0 + 2.0 * largest(scale.abs() * normal.sqrt()))
+    /// How far `x + u` is off at most, for `u` of `scale` times this vector and of this length, if x is off by `drift`.
+    ///
+    /// `XᵀX = I + E` and `U = c (V − XS)` with `S = sym(XᵀV)` give `(X + U)ᵀ(X + U) = I + E − 2c sym(ES) + UᵀU`.
+    pub(crate) fn drift(&self, drift: f64, scale: Tensor<D>, length: f64) -> f64 {
+        let Some(normal) = self.normal.clone() else { return f64::INFINITY };
+        drift * (1.0 + 2.0 * largest(scale.abs() * normal.sqrt())) + length * length
     }
 }

@@ -26,7 +26,22 @@ pub(crate) fn identity<const D: usize>(a: &Tensor<D>) -> Tensor<D> {
 
 /// `Σ a²` over each matrix: `[.., 1, 1]`.
 pub(crate) fn norm_squared<const D: usize>(a: Tensor<D>) -> Tensor<D> {
-    sum(a.clone() * a)
+    // As a product of a row and a column it reads the matrix once and makes nothing of its size.
+    let [row, column] = axes::<D>();
+    let mut shape = a.dims();
+    shape[column] *= shape[row];
+    shape[row] = 1;
+    let flat = a.reshape(shape);
+    flat.clone().matmul(flat.swap_dims(row, column))
+}
+
+/// The norm of the longest of the batch; of a vector or a number its own.
+pub(crate) fn length<const D: usize>(a: &Tensor<D>) -> f64 {
+    match D {
+        0 | 1 => (a.clone() * a.clone()).sum().into_scalar::<f64>(),
+        _ => largest(norm_squared(a.clone())),
+    }
+    .sqrt()
 }
 
 /// `Σ a` over each matrix: `[.., 1, 1]`.

@@ -5,7 +5,8 @@ use burn::optim::{LearningRate, ModuleOptimizer, Optimizer, RecordState};
 use burn::tensor::{Device, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::manifold::{Manifold, Tangent};
+use crate::manifold::{Carried, Manifold, Tangent};
+use crate::matrix::length;
 
 /// What the step is divided by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -74,6 +75,8 @@ pub struct RiemannianAdamState<const D: usize> {
     pub moment_2: Tensor<D>,
     /// v̂ of AMSGrad.
     pub max_moment_2: Option<Tensor<D>>,
+    /// The length of the last step.
+    pub length: f64,
     /// How far the point may be off its manifold.
     pub drift: f64,
 }
@@ -109,7 +112,7 @@ impl<M: Manifold> Optimizer for RiemannianAdam<M> {
         let (time, moment_1, old) = match state {
             Some(state) => (
                 state.time + 1,
-                Some(state.moment_1),
+                Some(Carried { vector: state.moment_1, step: state.length }),
                 Some((state.moment_2, state.max_moment_2, state.drift)),
             ),
             None => (1, None, None),
@@ -120,7 +123,7 @@ impl<M: Manifold> Optimizer for RiemannianAdam<M> {
             SecondMoment::Point => manifold.accumulate(&x, moment_1, grad, weights),
             SecondMoment::Element => {
                 let r = manifold.gradient(&x, grad);
-                let carried = moment_1.map(|m| manifold.transport(&x, m) * weights[0]);
+                let carried = moment_1.map(|m| manifold.transport(&x, m.vector) * weights[0]);
                 let fresh = r.clone() * weights[1];
                 let vector = carried.map_or(fresh.clone(), |carried| carried + fresh);
                 Tangent { vector, square: r.clone() * r, normal: None }
@@ -146,10 +149,11 @@ impl<M: Manifold> Optimizer for RiemannianAdam<M> {
             SecondMoment::Element => manifold.to_tangent(&x, step),
         };
         // 5.
-        let moment_1 = tangent.vector.clone();
-        let drift = tangent.growth(scale).map_or(f64::INFINITY, |growth| drift * growth);
+        let length = length(&step);
+        let drift = tangent.drift(drift, scale, length);
         let (x, drift) = manifold.advance(&x, step, drift, self.config.drift_bound);
-        (x, Some(RiemannianAdamState { time, moment_1, moment_2, max_moment_2, drift }))
+        let moment_1 = tangent.vector;
+        (x, Some(RiemannianAdamState { time, moment_1, moment_2, max_moment_2, length, drift }))
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {

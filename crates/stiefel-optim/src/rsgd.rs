@@ -4,7 +4,8 @@ use burn::config::Config;
 use burn::optim::{LearningRate, ModuleOptimizer, Optimizer, RecordState};
 use burn::tensor::{Device, Tensor};
 
-use crate::manifold::Manifold;
+use crate::manifold::{Carried, Manifold};
+use crate::matrix::length;
 
 /// Configures [`RiemannianSgd`].
 #[derive(Config, Debug, PartialEq)]
@@ -48,6 +49,8 @@ pub struct RiemannianSgd<M> {
 pub struct RiemannianSgdState<const D: usize> {
     /// V, tangent at the point of the last step.
     pub velocity: Option<Tensor<D>>,
+    /// The length of the last step.
+    pub length: f64,
     /// How far the point may be off its manifold.
     pub drift: f64,
 }
@@ -80,7 +83,7 @@ impl<M: Manifold> Optimizer for RiemannianSgd<M> {
             decay => grad + x.clone() * decay,
         };
         let (old, drift) = match state {
-            Some(state) => (state.velocity, state.drift),
+            Some(state) => (state.velocity.map(|vector| Carried { vector, step: state.length }), state.drift),
             None => (None, self.manifold.residual(&x)),
         };
         // 1. and 2.
@@ -88,21 +91,19 @@ impl<M: Manifold> Optimizer for RiemannianSgd<M> {
         let fresh = nesterov.then(|| self.manifold.accumulate(&x, None, grad.clone(), [0.0, 1.0]));
         let velocity = self.manifold.accumulate(&x, old, grad, weights);
         // 3.
-        let scale = velocity.square.zeros_like() - lr;
-        let growths = [&velocity].into_iter().chain(&fresh).map(|tangent| tangent.growth(scale.clone()));
-        // The normal parts of the two that Nesterov's momentum adds grow a drift together.
-        let growth = growths
-            .collect::<Option<Vec<f64>>>()
-            .map(|growths| 1.0 + growths.iter().map(|g| g - 1.0).sum::<f64>());
-        let along = match fresh {
-            Some(fresh) => fresh.vector + velocity.vector.clone() * momentum,
+        let along = match &fresh {
+            Some(fresh) => fresh.vector.clone() + velocity.vector.clone() * momentum,
             None => velocity.vector.clone(),
         };
         // 4.
-        let drift = growth.map_or(f64::INFINITY, |growth| drift * growth);
-        let (x, drift) = self.manifold.advance(&x, along * -lr, drift, drift_bound);
+        let (step, scale) = (along * -lr, velocity.square.zeros_like() - lr);
+        let length = length(&step);
+        // The normal parts of the two that Nesterov's momentum adds make a drift grow together.
+        let grown = fresh.map_or(drift, |fresh| fresh.drift(drift, scale.clone(), 0.0));
+        let drift = velocity.drift(grown, scale, length);
+        let (x, drift) = self.manifold.advance(&x, step, drift, drift_bound);
         let velocity = (momentum > 0.0).then_some(velocity.vector);
-        (x, Some(RiemannianSgdState { velocity, drift }))
+        (x, Some(RiemannianSgdState { velocity, length, drift }))
     }
 
     fn to_device<const D: usize>(state: Self::State<D>, device: &Device) -> Self::State<D> {

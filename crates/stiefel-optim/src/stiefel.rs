@@ -3,12 +3,9 @@
 use burn::tensor::{Device, Distribution, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::manifold::{Manifold, Tangent};
+use crate::manifold::{Carried, Manifold, Tangent};
 use crate::matrix::{axes, cross, epsilon, largest, norm_squared, off_identity, sum, symmetric, transpose};
 use crate::retraction::{self, Retraction};
-
-/// Steps along Cayley curves between two measurements of the residual.
-const CAYLEY_STEPS: f64 = 100.0;
 
 /// Which vectors of a matrix are orthonormal.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -148,47 +145,57 @@ impl Manifold for Stiefel {
     }
 
     /// With the Euclidean metric transport and gradient are one projection at one point, and the projection is linear:
-    /// `V − X sym(XᵀV)` with `V = a m + b g`. The gradient's norm follows from `‖G − XS‖² = ‖G‖² − ‖S‖²`, `S = sym(XᵀG)`.
-    /// Three products of `n · p²` multiply-adds in place of four.
+    /// `V − X sym(XᵀV)` with `V = a m + b g`, two products of `n · p²` multiply-adds.
+    ///
+    /// The gradient in it is what is left without `a m`, but for what the transport took from m. That is
+    /// `X sym(Xᵀm)` with `‖sym(Xᵀm)‖ ≤ step · ‖m‖`, and orthogonal to the gradient: in the square it counts by its own
+    /// square, which after a short step is less than rounding. After a longer one the square is `‖G‖² − ‖sym(XᵀG)‖²`, one
+    /// product more.
     fn accumulate<const D: usize>(
         &self,
         x: &Tensor<D>,
-        m: Option<Tensor<D>>,
+        m: Option<Carried<D>>,
         g: Tensor<D>,
         [a, b]: [f64; 2],
     ) -> Tangent<D> {
         if self.metric != Metric::Euclidean {
             let r = self.gradient(x, g);
             let square = self.inner(x, r.clone(), r.clone());
-            let carried = m.map(|m| self.transport(x, m) * a);
+            let carried = m.map(|m| self.transport(x, m.vector) * a);
             let vector = carried.map_or(r.clone() * b, |carried| carried + r * b);
             return Tangent { vector, square, normal: None };
         }
         let (x, g) = (self.point(x), self.turned(g));
-        let of_gradient = symmetric(cross(&x, g.clone()));
-        // Rounding may leave a gradient that is all normal a little below zero.
-        let square = (norm_squared(g.clone()) - norm_squared(of_gradient.clone())).clamp_min(0.0);
-        let (sum, normal) = match m.map(|m| self.turned(m)) {
-            None => (g * b, of_gradient * b),
-            Some(m) => {
-                let of_momentum = symmetric(cross(&x, m.clone()));
-                (m * a + g * b, of_momentum * a + of_gradient * b)
-            }
+        let m = m.map(|m| (self.turned(m.vector) * a, m.step));
+        let sum = match &m {
+            Some((m, _)) => m.clone() + g.clone() * b,
+            None => g.clone() * b,
         };
-        let removed = norm_squared(normal.clone());
-        Tangent { vector: self.turned(sum - x.matmul(normal)), square, normal: Some(removed) }
+        let normal = symmetric(cross(&x, sum.clone()));
+        let vector = sum - x.clone().matmul(normal.clone());
+        let left = norm_squared(match &m {
+            Some((m, _)) => vector.clone() - m.clone(),
+            None => vector.clone(),
+        });
+        // The share of the square that m may have left in it.
+        let foreign = match m {
+            Some((m, step)) => largest(norm_squared(m) / left.clone()) * step * step,
+            None => 0.0,
+        };
+        let square = match foreign <= 4.0 * epsilon(&x) {
+            true => left / (b * b),
+            // Rounding may leave a gradient that is all normal a little below zero.
+            false => (norm_squared(g.clone()) - norm_squared(symmetric(cross(&x, g)))).clamp_min(0.0),
+        };
+        Tangent { vector: self.turned(vector), square, normal: Some(norm_squared(normal)) }
     }
 
     /// `X + U` with a tangent `U` has `(X + U)ᵀ(X + U) = XᵀX + UᵀU`: a short step leaves the manifold by `‖U‖²` at most.
     /// While those of several steps stay below the bound in sum, nothing else is done; the retraction that comes when they
     /// do not sets all of them right at once. Small learning rates thus save two products of `n · p²` in most steps.
     ///
-    /// Where `XᵀX = I + E` already, `U = c (V − XS)` with `S = sym(XᵀV)` is not quite tangent, `sym(XᵀU) = −c sym(ES)`: a
-    /// drift grows by the factor `1 + 2 |c| ‖S‖`, which the optimisers put into the one that they pass on
-    /// ([`Tangent::normal`]).
-    ///
-    /// The Cayley curve starts from the point as it is and rights nothing: every hundred steps the residual is measured, and
-    /// the point projected if rounding has brought it past the bound.
+    /// The Cayley curve starts from the point as it is and rights nothing: it is followed in every step, and the point
+    /// projected where rounding has brought it past the bound.
     fn advance<const D: usize>(
         &self,
         x: &Tensor<D>,
@@ -198,14 +205,9 @@ impl Manifold for Stiefel {
     ) -> (Tensor<D>, f64) {
         if self.retraction == Retraction::Cayley {
             let y = self.retract(x, u);
-            let drift = drift + epsilon(&y);
-            return match drift > CAYLEY_STEPS * epsilon(&y) {
-                true if self.residual(&y) > bound => (self.project(y), 0.0),
-                true => (y, 0.0),
-                false => (y, drift),
-            };
+            let far = self.residual(&y) > bound.max(64.0 * epsilon(&y));
+            return (if far { self.project(y) } else { y }, 0.0);
         }
-        let drift = drift + largest(norm_squared(u.clone()));
         match drift <= bound {
             true => (x.clone() + u, drift),
             false => (self.retract(x, u), 0.0),

@@ -1,14 +1,16 @@
 //! Benchmarks of the release program; `docs/bench/` holds what they found.
 //!
 //! Each drives `shrink` as a user would, with its `--json`, and never looks inside. `quality` is perplexity against cache
-//! bytes, `convert` the time and memory of a conversion, `big` both at the size of Qwen2.5-7B.
+//! bytes, `convert` the time and memory of a conversion, `big` both at the size of Qwen2.5-7B. `stiefel` times the optimiser's example beside geoopt.
 
 mod big;
 mod convert;
 mod markdown;
+mod peer;
 mod quality;
 mod run;
 mod setting;
+mod stiefel;
 mod svg;
 
 use std::path::{Path, PathBuf};
@@ -32,6 +34,8 @@ pub enum Bench {
     Convert(convert::Request),
     /// A synthetic model of 7.6 G weights: does it stay within bounds? big.json, big.md
     Big(big::Request),
+    /// A step of Riemannian Adam beside geoopt's: stiefel.json, stiefel.md
+    Stiefel(stiefel::Request),
 }
 
 /// What all benchmarks are told.
@@ -60,6 +64,7 @@ pub fn run(workspace: &Workspace, bench: &Bench) -> Result<bool> {
         Bench::Quality(request) => quality::run(workspace, request).map(|()| true),
         Bench::Convert(request) => convert::run(workspace, request).map(|()| true),
         Bench::Big(request) => big::run(workspace, request),
+        Bench::Stiefel(request) => stiefel::run(workspace, request),
     }
 }
 
