@@ -20,7 +20,7 @@ mod source;
 mod weights;
 
 pub use attention::{Attention, Padding};
-pub use cache::{Cache, CacheError, Memory};
+pub use cache::{Cache, CacheError, Memory, PassLatents};
 pub use decoder::{Block, Decoder, DecoderConfig};
 pub use source::{Patch, SourceError, WeightMap, WeightSource};
 pub use weights::{LayerSlot, Matrix, Part, Slot};

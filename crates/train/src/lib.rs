@@ -1,5 +1,16 @@
-//! Measuring a decoder: perplexity, distance to its donor, cache bytes.
+//! Training a decoder's latent matrices, and measuring a decoder: perplexity, distance to its donor, cache bytes.
 //!
-//! The same code serves `shrink eval` and validates a conversion. Token ids in, numbers out.
+//! The same evaluation serves `shrink eval` and validates a conversion. Token ids in, numbers out.
+//!
+//! Training touches nothing but the [`factors`] of a conversion. [`gradients`] takes a batch through the model a block at a
+//! time, forwards and back, so that memory holds the activations of one block and what flows between blocks.
 
+mod backward;
 pub mod eval;
+mod factors;
+mod head;
+mod objective;
+
+pub use backward::{Gradients, Models, gradients};
+pub use factors::{Constraint, Factor, factors, replace};
+pub use objective::{LossParts, Objective, Originals};

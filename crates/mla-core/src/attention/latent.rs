@@ -11,6 +11,7 @@ use super::frame::Frame;
 use super::projections::{CrossTerms, Projections};
 use super::scores::{attend, split_heads};
 use crate::cache::Memory;
+use crate::weights::LayerSlot;
 
 /// Attention that caches latents and rebuilds keys and values from them.
 #[derive(Module, Debug)]
@@ -30,6 +31,27 @@ pub struct LatentAttention {
 }
 
 impl LatentAttention {
+    /// The matrices that a conversion put in the place of `W_k` and `W_v`, by their slots: all that training moves.
+    ///
+    /// A `W_up` that layers share is the same parameter in each.
+    pub fn factors(&self) -> Vec<(LayerSlot, &Linear)> {
+        let mut found = match &self.projections {
+            Projections::Split(split) => vec![
+                (LayerSlot::DownKey, &split.down_k),
+                (LayerSlot::UpKey, &split.up_k),
+                (LayerSlot::DownValue, &split.down_v),
+                (LayerSlot::UpValue, &split.up_v),
+            ],
+            Projections::Joint(joint) => {
+                vec![(LayerSlot::DownJoint, &joint.down), (LayerSlot::UpJoint, &joint.up)]
+            }
+        };
+        if let Some(cross) = &self.cross {
+            found.extend([(LayerSlot::CrossKey, &cross.key), (LayerSlot::CrossValue, &cross.value)]);
+        }
+        found
+    }
+
     /// Keys and values before the rotary embedding, biases included.
     ///
     /// # Shapes

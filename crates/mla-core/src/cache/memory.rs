@@ -34,6 +34,22 @@ impl PassLatents {
         Self { last_reader, kept: BTreeMap::new() }
     }
 
+    /// As if these layers had left these latents already: to run a layer again by itself. A latent that no layer reads is
+    /// let go.
+    pub fn holding(config: &DecoderConfig, latents: impl IntoIterator<Item = (usize, Tensor<3>)>) -> Self {
+        let mut pass = Self::new(config);
+        pass.kept.extend(latents.into_iter().filter(|(layer, _)| pass.last_reader.contains_key(layer)));
+        pass
+    }
+
+    /// The latents of a layer, while they are held: from when it has run until its last reader has.
+    ///
+    /// # Shapes
+    /// - `[batch, t, width]` of that layer
+    pub fn get(&self, layer: usize) -> Option<Tensor<3>> {
+        self.kept.get(&layer).cloned()
+    }
+
     /// The layers whose latents are held at this moment.
     pub fn layers(&self) -> Vec<usize> {
         self.kept.keys().copied().collect()

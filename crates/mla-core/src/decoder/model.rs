@@ -102,7 +102,14 @@ impl Decoder {
         }
     }
 
-    fn embed(&self, ids: &[Vec<u32>], padding: &Padding, past: usize) -> Tensor<3> {
+    /// The residual stream before the first layer, of columns that follow `past` others.
+    ///
+    /// # Shapes
+    /// - `ids`: `[batch, t]` → `[batch, t, d_model]`
+    ///
+    /// # Panics
+    /// If the sequences differ in length, or with learned positions they reach beyond the context.
+    pub fn embed(&self, ids: &[Vec<u32>], padding: &Padding, past: usize) -> Tensor<3> {
         let device = self.device();
         let x = self.tokens.forward(ids_tensor(ids, &device));
         match &self.positions {

@@ -1,0 +1,141 @@
+//! Losses and gradients of latent attention, a block at a time, against PyTorch's autograd (`goldens/training`).
+
+use std::collections::BTreeMap;
+
+use burn::tensor::Device;
+use handlers::{Model, Registry};
+use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth};
+use mla_core::{Decoder, LayerSlot, Matrix, Patch, Slot, WeightMap, WeightSource};
+use safetensors::{Dtype, SafeTensors};
+use serde_json::Value;
+use train::{Constraint, Models, Objective, Originals, factors, gradients};
+
+use crate::folder::golden;
+
+/// The golden's own record and its tensors.
+struct Golden {
+    record: Value,
+    ids: Vec<Vec<u32>>,
+    tensors: BTreeMap<String, Matrix>,
+}
+
+fn load() -> Golden {
+    let text = std::fs::read_to_string(golden("training/golden.json")).expect("the record");
+    let bytes = std::fs::read(golden("training/golden.safetensors")).expect("the goldens");
+    let file = SafeTensors::deserialize(&bytes).expect("a safetensors file");
+    let (mut tensors, mut ids) = (BTreeMap::new(), Vec::new());
+    for (name, view) in file.tensors() {
+        let [rows, cols] = *view.shape() else { panic!("{name} is no matrix") };
+        if name == "ids" {
+            let id = |b: &[u8]| i64::from_le_bytes(b.try_into().expect("eight bytes")) as u32;
+            ids =
+                view.data().chunks_exact(8 * cols).map(|row| row.chunks_exact(8).map(id).collect()).collect();
+            continue;
+        }
+        assert_eq!(view.dtype(), Dtype::F32, "{name}");
+        let number = |b: &[u8]| f32::from_le_bytes(b.try_into().expect("four bytes"));
+        tensors.insert(name, Matrix::new(rows, cols, view.data().chunks_exact(4).map(number).collect()));
+    }
+    Golden { record: serde_json::from_str(&text).expect("JSON"), ids, tensors }
+}
+
+/// `3.UpKey` as a slot.
+fn slot(layer: &str, name: &str) -> Slot {
+    let known = [
+        LayerSlot::DownKey,
+        LayerSlot::UpKey,
+        LayerSlot::DownValue,
+        LayerSlot::UpValue,
+        LayerSlot::DownJoint,
+        LayerSlot::UpJoint,
+        LayerSlot::CrossKey,
+        LayerSlot::CrossValue,
+    ];
+    let slot = known.into_iter().find(|slot| format!("{slot:?}") == name).expect("a slot");
+    Slot::Layer(layer.parse().expect("a layer"), slot)
+}
+
+impl Golden {
+    /// The tensors under a prefix, by slot.
+    fn under<'a>(&'a self, prefix: &str) -> BTreeMap<Slot, &'a Matrix> {
+        let of = |(name, matrix): (&String, &'a Matrix)| {
+            let rest = name.strip_prefix(prefix)?.strip_prefix('.')?;
+            let (layer, name) = rest.split_once('.')?;
+            layer.parse::<usize>().ok()?;
+            Some((slot(layer, name), matrix))
+        };
+        self.tensors.iter().filter_map(of).collect()
+    }
+
+    /// The factors of a method, with the graph they belong to.
+    fn patch(&self, method: &str, donor: &Model) -> WeightMap {
+        let mut config = donor.config().clone();
+        let layers = self.record["methods"][method].as_array().expect("layers");
+        for (layer, spec) in layers.iter().enumerate().filter(|(_, spec)| !spec.is_null()) {
+            let number = |at: usize| spec[at].as_u64().map(|n| n as usize);
+            let (first, second) = (number(1).expect("a width"), number(2).expect("a width"));
+            let width = match spec[0].as_str() {
+                Some("joint") => LatentWidth::Joint { d_latent: first },
+                _ => LatentWidth::Split { d_latent_k: first, d_latent_v: second },
+            };
+            let up_of = number(3).unwrap_or(layer);
+            config.layers[layer].attention =
+                AttentionKind::Latent(LatentConfig { width, up_of, reads_from: number(4) });
+        }
+        let mut patch = WeightMap::new(config);
+        for (slot, matrix) in self.under(method) {
+            patch.insert(slot, matrix.clone());
+        }
+        patch
+    }
+}
+
+#[test]
+fn losses_and_gradients_are_those_of_pytorch() {
+    let golden_training = load();
+    let twin = golden_training.record["twin"].as_str().expect("a twin");
+    let donor = Model::open(golden(twin).as_ref(), &Registry::builtin()).expect("a twin");
+    let device = Device::flex();
+    let teacher = Decoder::load(&donor, &device).expect("the teacher loads");
+    let methods: Vec<&String> =
+        golden_training.record["methods"].as_object().expect("methods").keys().collect();
+    assert_eq!(methods.len(), 7);
+    for method in methods {
+        let patch = golden_training.patch(method, &donor);
+        let student = Decoder::load(&patch.over(&donor), &device).expect("the student loads");
+        let config = student.config();
+        let latent: Vec<bool> = (0..config.n_layers()).map(|layer| config.latent(layer).is_some()).collect();
+        let originals = Originals::load(&donor, &latent, &device).expect("the donor has them");
+        let found = factors(&student);
+        let orthonormal = found.iter().filter(|factor| factor.constraint == Constraint::Orthonormal).count();
+        assert_eq!(found.len(), golden_training.under(method).len(), "{method}");
+        assert!(orthonormal > 0 && orthonormal < found.len());
+        let models = Models { student: &student, teacher: Some(&teacher), originals: Some(&originals) };
+        for objective in [
+            Objective::LanguageModel,
+            Objective::Kl,
+            Objective::Distillation { alpha: 0.9, temperature: 2.0 },
+            Objective::Reconstruction { alpha: 0.3 },
+        ] {
+            let what = format!("{method}.{}", objective.name());
+            let ours = gradients(models, &found, &golden_training.ids, objective);
+            let loss = golden_training.record["losses"][&what].as_f64().expect("a loss");
+            assert!((ours.loss.total - loss).abs() < 1e-5 * loss, "{what}: {} {loss}", ours.loss.total);
+            let expected = golden_training.under(&what);
+            let is_kept =
+                matches!(objective, Objective::Distillation { .. } | Objective::Reconstruction { .. });
+            assert_eq!(expected.len(), if is_kept { found.len() } else { 0 }, "{what}");
+            if !is_kept {
+                continue;
+            }
+            for (factor, gradient) in found.iter().zip(ours.of) {
+                let gradient = Matrix::from_tensor(&gradient.transpose());
+                let expected = expected[&factor.slot];
+                let norm = |values: &mut dyn Iterator<Item = f32>| values.map(|x| x * x).sum::<f32>().sqrt();
+                let gap = norm(&mut gradient.data.iter().zip(&expected.data).map(|(a, b)| a - b));
+                let size = norm(&mut expected.data.iter().copied());
+                assert!(size > 0.0 && gap <= 1e-3 * size, "{what}, {}: {:e}", factor.slot, gap / size);
+            }
+        }
+    }
+}
