@@ -11,6 +11,9 @@ The losses, each with the mean over all tokens that have a next one:
                   W_k and W_v make of the student's own hidden states
 
 The teacher is the twin itself.
+
+A run is ten steps of distillation on the same batch: AdamW for W_down and the cross terms, geoopt's Riemannian Adam for W_up, a
+gradient longer than 1 shortened.
 """
 
 import sys
@@ -19,6 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(HERE.parent))
+import geoopt  # noqa: E402
 import torch  # noqa: E402
 import twin  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
@@ -26,6 +30,8 @@ from safetensors.torch import save_file  # noqa: E402
 TWIN = "qwen2"
 WINDOWS, LENGTH, SEED = 3, 20, 57
 TEMPERATURE, DISTILLATION_ALPHA, RECONSTRUCTION_ALPHA = 2.0, 0.9, 0.3
+RUNS = ("separate", "cascade", "xkv")
+STEPS, EUCLIDEAN_LR, RIEMANNIAN_LR, WEIGHT_DECAY = 10, 2e-3, 2e-2, 0.01
 LOSSES = ("lm", "kl", "distillation", "reconstruction")
 # A layer: its kind and widths, the layer whose W_up it uses, the first layer it reads.
 METHODS = {
@@ -154,6 +160,34 @@ def losses(model, latents, teacher_logits, ids):
     }
 
 
+def run(layers, params, teacher_logits, ids):
+    manifold = geoopt.EuclideanStiefel()
+    params = {
+        name: geoopt.ManifoldParameter(p.detach().clone(), manifold=manifold)
+        if ".Up" in name
+        else torch.nn.Parameter(p.detach().clone())
+        for name, p in params.items()
+    }
+    free = [p for name, p in params.items() if ".Up" not in name]
+    up = [p for name, p in params.items() if ".Up" in name]
+    optimizers = [
+        torch.optim.AdamW(free, lr=EUCLIDEAN_LR, weight_decay=WEIGHT_DECAY),
+        geoopt.optim.RiemannianAdam(up, lr=RIEMANNIAN_LR),
+    ]
+    model, latents = student(layers, params)
+    found = []
+    for _ in range(STEPS):
+        loss = losses(model, latents, teacher_logits, ids)["distillation"]
+        found.append(loss.item())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(params.values(), 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+    return found
+
+
 def main():
     gen = torch.Generator().manual_seed(SEED)
     ids = twin.ids(gen, WINDOWS, LENGTH)
@@ -162,9 +196,11 @@ def main():
         teacher_logits = teacher(ids, use_cache=False).logits[:, :-1].flatten(0, 1)
     config = teacher.config
     d_kv = config.num_key_value_heads * (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-    tensors, values = {"ids": ids}, {}
+    tensors, values, runs = {"ids": ids}, {}, {}
     for method, layers in METHODS.items():
         params = factors(method, layers, config.hidden_size, d_kv, gen)
+        if method in RUNS:
+            runs[method] = run(layers, params, teacher_logits, ids)
         model, latents = student(layers, params)
         tensors |= {f"{method}.{name}": p.detach().contiguous() for name, p in params.items()}
         for name in LOSSES:
@@ -180,7 +216,7 @@ def main():
     twin.write_json(
         HERE / "golden.json",
         {
-            "made_by": twin.versions(),
+            "made_by": twin.versions() | {"geoopt": geoopt.__version__},
             "seed": SEED,
             "compute": "float32, attn_implementation=eager, eval mode",
             "twin": TWIN,
@@ -189,6 +225,13 @@ def main():
             "reconstruction_alpha": RECONSTRUCTION_ALPHA,
             "methods": METHODS,
             "losses": values,
+            "runs": {
+                "euclidean_lr": EUCLIDEAN_LR,
+                "riemannian_lr": RIEMANNIAN_LR,
+                "weight_decay": WEIGHT_DECAY,
+                "max_grad_norm": 1.0,
+                "losses": runs,
+            },
             "tensors": {
                 "ids": "windows of token ids",
                 "METHOD.LAYER.SLOT": "a latent matrix, [d_out, d_in]",

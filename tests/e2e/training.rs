@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::Device;
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{Device, Tensor};
 use handlers::{Model, Registry};
 use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth};
 use mla_core::{Decoder, LayerSlot, Matrix, Patch, Slot, WeightMap, WeightSource};
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
-use train::{Constraint, Models, Objective, Originals, factors, gradients};
+use train::{
+    Constraint, Models, Objective, Optimiser, Originals, Rates, factors, gradients, orthonormality, values,
+};
 
 use crate::folder::golden;
 
@@ -138,4 +141,63 @@ fn losses_and_gradients_are_those_of_pytorch() {
             }
         }
     }
+}
+
+#[test]
+fn ten_steps_lose_what_they_lose_with_pytorch_and_geoopt() {
+    let golden_training = load();
+    let twin = golden_training.record["twin"].as_str().expect("a twin");
+    let donor = Model::open(golden(twin).as_ref(), &Registry::builtin()).expect("a twin");
+    let device = Device::flex();
+    let teacher = Decoder::load(&donor, &device).expect("the teacher loads");
+    let runs = &golden_training.record["runs"];
+    let number = |field: &str| runs[field].as_f64().expect("a number");
+    let rates = Rates { euclidean: number("euclidean_lr"), riemannian: number("riemannian_lr") };
+    let objective = Objective::Distillation { alpha: 0.9, temperature: 2.0 };
+    for (method, losses) in runs["losses"].as_object().expect("runs") {
+        let patch = golden_training.patch(method, &donor);
+        let mut student = Decoder::load(&patch.over(&donor), &device).expect("the student loads");
+        let start = student.clone();
+        let trained = factors(&student);
+        let mut optimiser = Optimiser::new(&trained, number("weight_decay"), number("max_grad_norm"));
+        let losses = losses.as_array().expect("losses");
+        assert_eq!(losses.len(), 10);
+        for (step, expected) in losses.iter().enumerate() {
+            let models = Models { student: &student, teacher: Some(&teacher), originals: None };
+            let found = gradients(models, &trained, &golden_training.ids, objective);
+            let expected = expected.as_f64().expect("a loss");
+            let gap = (found.loss.total - expected).abs();
+            assert!(gap <= 1e-3 * expected, "{method}, step {step}: {} {expected}", found.loss.total);
+            let norm;
+            (student, norm) = optimiser.step(student, &trained, found.of, rates);
+            assert!(norm > 0.0);
+        }
+        assert!(orthonormality(&student, &trained) < 1e-5);
+        // What is counted is what has moved, and nothing else has.
+        let (now, then) = (values(&student), values(&start));
+        for factor in &trained {
+            let gap = (now[&factor.id].clone() - then[&factor.id].clone()).abs().max();
+            assert!(gap.into_scalar::<f32>() > 1e-4, "{method}: {} stood still", factor.slot);
+        }
+        let restored = train::replace(student, then);
+        assert_eq!(weights(&restored), weights(&start), "{method}");
+        let total: usize = trained.iter().map(train::Factor::size).sum();
+        assert_eq!(
+            total,
+            golden_training.under(method).values().map(|matrix| matrix.data.len()).sum::<usize>()
+        );
+    }
+}
+
+/// Every number of a decoder.
+fn weights(decoder: &Decoder) -> Vec<f32> {
+    struct Collect(Vec<f32>);
+    impl ModuleVisitor for Collect {
+        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+            self.0.extend(param.val().into_data().iter::<f32>());
+        }
+    }
+    let mut found = Collect(Vec::new());
+    decoder.visit(&mut found);
+    found.0
 }

@@ -6,11 +6,17 @@
 //! time, forwards and back, so that memory holds the activations of one block and what flows between blocks.
 
 mod backward;
+mod batches;
 pub mod eval;
 mod factors;
 mod head;
 mod objective;
+mod optimise;
+mod schedule;
 
 pub use backward::{Gradients, Models, gradients};
+pub use batches::Batches;
 pub use factors::{Constraint, Factor, factors, replace};
 pub use objective::{LossParts, Objective, Originals};
+pub use optimise::{Optimiser, Rates, Remembered, Scalars, orthonormality, values};
+pub use schedule::Schedule;
