@@ -10,7 +10,8 @@ use mla_core::{Decoder, LayerSlot, Matrix, Patch, Slot, WeightMap, WeightSource}
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use train::{
-    Constraint, Models, Objective, Optimiser, Originals, Rates, factors, gradients, orthonormality, values,
+    Constraint, Loss, Models, Objective, Optimiser, Originals, Rates, Settings, Snapshots, Sources, Trainer,
+    factors, gradients, orthonormality, values,
 };
 
 use crate::folder::golden;
@@ -200,4 +201,92 @@ fn weights(decoder: &Decoder) -> Vec<f32> {
     let mut found = Collect(Vec::new());
     decoder.visit(&mut found);
     found.0
+}
+
+/// A run on the twin: windows of its golden, distillation, two passes a step.
+fn trainer<'a>(
+    student: &Decoder,
+    teacher: &'a Decoder,
+    windows: &'a [Vec<u32>],
+    settings: Settings,
+) -> Trainer<'a> {
+    let sources = Sources { teacher: Some(teacher), originals: None };
+    Trainer::new(student.clone(), sources, windows, settings).expect("a run")
+}
+
+#[test]
+fn a_run_that_was_interrupted_ends_at_the_same_bits() {
+    let golden_training = load();
+    let donor = Model::open(golden("qwen2").as_ref(), &Registry::builtin()).expect("a twin");
+    let device = Device::flex();
+    let teacher = Decoder::load(&donor, &device).expect("the teacher loads");
+    let settings = Settings {
+        euclidean_lr: 1e-3,
+        riemannian_lr: 1e-2,
+        num_epochs: 4,
+        batch_size: 1,
+        gradient_accumulation_steps: 2,
+        warmup_steps: 2,
+        ..Settings::default()
+    };
+    for method in ["xkv", "cascade"] {
+        let patch = golden_training.patch(method, &donor);
+        let student = Decoder::load(&patch.over(&donor), &device).expect("the student loads");
+        let new = || trainer(&student, &teacher, &golden_training.ids, settings.clone());
+        let run = |trainer: &mut Trainer<'_>, to: usize| -> Vec<f64> {
+            (trainer.done()..to).map(|_| trainer.step().expect("finite").loss.total).collect()
+        };
+        let mut whole = new();
+        assert_eq!(whole.steps(), 6, "12 passes, two a step");
+        let losses = run(&mut whole, 6);
+        assert!(losses[5] < losses[0], "{losses:?}");
+
+        let folder = tempfile::tempdir().expect("a folder");
+        let snapshots = Snapshots::new(folder.path(), 2);
+        let mut first = new();
+        run(&mut first, 4);
+        snapshots.save(&first.snapshot()).expect("room");
+        let (snapshot, damaged) = snapshots.newest().expect("a folder");
+        assert!(damaged.is_empty());
+        let mut second = new();
+        second.restore(snapshot.expect("a snapshot")).expect("the same run");
+        assert_eq!(run(&mut second, 6), losses[4..]);
+        assert_eq!(weights(second.student()), weights(whole.student()), "{method}");
+        assert_eq!(second.snapshot(), whole.snapshot());
+
+        let others = Settings { seed: 1, ..settings.clone() };
+        let mut other = trainer(&student, &teacher, &golden_training.ids, others);
+        let error = other.restore(first.snapshot()).expect_err("another seed");
+        assert!(error.to_string().contains("settings differ"), "{error}");
+    }
+}
+
+#[test]
+fn a_run_that_cannot_be_is_refused_before_it_begins() {
+    let golden_training = load();
+    let donor = Model::open(golden("qwen2").as_ref(), &Registry::builtin()).expect("a twin");
+    let device = Device::flex();
+    let teacher = Decoder::load(&donor, &device).expect("the teacher loads");
+    let patch = golden_training.patch("joint", &donor);
+    let student = Decoder::load(&patch.over(&donor), &device).expect("the student loads");
+    let refused = |student: &Decoder, sources: Sources<'_>, loss: Loss| {
+        let settings = Settings { loss, ..Settings::default() };
+        let error =
+            Trainer::new(student.clone(), sources, &golden_training.ids, settings).expect_err("no run");
+        assert!(error.hint().is_some());
+        error.to_string()
+    };
+    let nobody = Sources::default();
+    assert!(refused(&teacher, nobody, Loss::Lm).contains("no layer of the model has latents"));
+    assert!(refused(&student, nobody, Loss::Kl).contains("the loss kl needs a teacher"));
+    assert!(refused(&student, nobody, Loss::Distillation).contains("needs a teacher"));
+    let imitated = Sources { teacher: Some(&teacher), originals: None };
+    assert!(refused(&student, imitated, Loss::Reconstruction).contains("needs the original W_k and W_v"));
+    assert!(
+        train::windows(&[1; 10], 11, &student)
+            .is_err_and(|e| e.to_string().contains("fewer than one window"))
+    );
+    assert!(train::windows(&[1; 99], 65, &student).is_err_and(|e| e.to_string().contains("context of 64")));
+    assert!(train::windows(&[264; 10], 5, &student).is_err_and(|e| e.to_string().contains("token 264")));
+    assert_eq!(train::windows(&[1; 11], 5, &student).map(|windows| windows.len()), Ok(2));
 }

@@ -13,6 +13,9 @@ mod head;
 mod objective;
 mod optimise;
 mod schedule;
+mod settings;
+mod snapshots;
+mod trainer;
 
 pub use backward::{Gradients, Models, gradients};
 pub use batches::Batches;
@@ -20,3 +23,6 @@ pub use factors::{Constraint, Factor, factors, replace};
 pub use objective::{LossParts, Objective, Originals};
 pub use optimise::{Optimiser, Rates, Remembered, Scalars, orthonormality, values};
 pub use schedule::Schedule;
+pub use settings::{BadSetting, Loss, Settings};
+pub use snapshots::{SnapshotError, Snapshots};
+pub use trainer::{Snapshot, Sources, StepReport, TrainError, Trainer, windows};

@@ -84,6 +84,20 @@ pub struct LossParts {
     pub reconstruction: Option<f64>,
 }
 
+impl LossParts {
+    /// With another's parts, weighed by `share`.
+    pub(crate) fn plus(self, other: &Self, share: f64) -> Self {
+        let add =
+            |sum: Option<f64>, part: Option<f64>| part.map(|part| sum.unwrap_or(0.0) + share * part).or(sum);
+        Self {
+            total: self.total + share * other.total,
+            lm: self.lm + share * other.lm,
+            kl: add(self.kl, other.kl),
+            reconstruction: add(self.reconstruction, other.reconstruction),
+        }
+    }
+}
+
 /// The donor's `W_k` and `W_v` of every layer that has latents now, biases included.
 #[derive(Clone, Debug)]
 pub struct Originals {

@@ -1,0 +1,212 @@
+//! What a run is told: the names and defaults are those of cacheshrink's trainer, and each of them works.
+
+use serde::{Deserialize, Serialize};
+
+use crate::objective::Objective;
+use crate::optimise::Rates;
+use crate::schedule::Schedule;
+
+/// The loss by its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// The cross-entropy of the next token.
+    Lm,
+    /// `KL(teacher ‖ model)`.
+    Kl,
+    /// The teacher's distribution at a temperature, and the next token.
+    #[default]
+    Distillation,
+    /// K and V of the original matrices, and the next token.
+    Reconstruction,
+}
+
+/// The settings of a run.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Settings {
+    /// What is minimised.
+    pub loss: Loss,
+    /// Learning rate of `W_down` and of cascade's cross terms.
+    pub euclidean_lr: f64,
+    /// Learning rate of `W_up`, on its Stiefel manifold.
+    pub riemannian_lr: f64,
+    /// How often the text is gone through.
+    pub num_epochs: usize,
+    /// Steps at most, whatever the epochs.
+    pub max_steps: Option<usize>,
+    /// Windows a pass.
+    pub batch_size: usize,
+    /// Tokens a window.
+    pub max_length: usize,
+    /// Passes whose gradients are averaged for one step.
+    pub gradient_accumulation_steps: usize,
+    /// Longer gradients, over all matrices together, are shortened to this; 0 for no bound.
+    pub max_grad_norm: f64,
+    /// Decay of what AdamW moves.
+    pub weight_decay: f64,
+    /// Steps in which the rates rise.
+    pub warmup_steps: usize,
+    /// How they fall afterwards.
+    pub schedule: Schedule,
+    /// By what distillation divides logits.
+    pub temperature: f64,
+    /// The teacher's share in distillation.
+    pub distillation_alpha: f64,
+    /// The reconstruction's share.
+    pub reconstruction_alpha: f64,
+    /// Steps between two lines of the log.
+    pub logging_steps: usize,
+    /// Steps between two snapshots.
+    pub save_steps: usize,
+    /// Snapshots that are kept.
+    pub save_total_limit: usize,
+    /// Steps between two measurements of `‖W_upᵀ W_up − I‖`.
+    pub check_orthonormality_steps: usize,
+    /// Fixes the order of the windows.
+    pub seed: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            loss: Loss::default(),
+            euclidean_lr: 1e-5,
+            riemannian_lr: 1e-4,
+            num_epochs: 3,
+            max_steps: None,
+            batch_size: 4,
+            max_length: 512,
+            gradient_accumulation_steps: 1,
+            max_grad_norm: 1.0,
+            weight_decay: 0.01,
+            warmup_steps: 0,
+            schedule: Schedule::Cosine,
+            temperature: 2.0,
+            distillation_alpha: 0.9,
+            reconstruction_alpha: 0.3,
+            logging_steps: 10,
+            save_steps: 100,
+            save_total_limit: 2,
+            check_orthonormality_steps: 100,
+            seed: 0,
+        }
+    }
+}
+
+/// A setting that no run could have.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{name} is {found}, expected {expected}")]
+pub struct BadSetting {
+    /// The setting's name.
+    pub name: &'static str,
+    /// What it is.
+    pub found: String,
+    /// What it may be.
+    pub expected: &'static str,
+}
+
+impl Settings {
+    /// Refuses what no run could have.
+    ///
+    /// # Errors
+    /// The first setting that is out of range.
+    pub fn check(&self) -> Result<(), BadSetting> {
+        let counts = [
+            ("num_epochs", self.num_epochs, 1),
+            ("max_steps", self.max_steps.unwrap_or(1), 1),
+            ("batch_size", self.batch_size, 1),
+            ("max_length", self.max_length, 2),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps, 1),
+            ("logging_steps", self.logging_steps, 1),
+            ("save_steps", self.save_steps, 1),
+            ("save_total_limit", self.save_total_limit, 1),
+            ("check_orthonormality_steps", self.check_orthonormality_steps, 1),
+        ];
+        for (name, found, least) in counts {
+            if found < least {
+                let expected = if least == 1 { "at least 1" } else { "at least 2" };
+                return Err(BadSetting { name, found: found.to_string(), expected });
+            }
+        }
+        // Written so that NaN is refused too.
+        let numbers = [
+            ("euclidean_lr", self.euclidean_lr, 0.0, 10.0, "0 to 10"),
+            ("riemannian_lr", self.riemannian_lr, 0.0, 10.0, "0 to 10"),
+            ("max_grad_norm", self.max_grad_norm, 0.0, f64::MAX, "0 or more"),
+            ("weight_decay", self.weight_decay, 0.0, 1.0, "0 to 1"),
+            ("temperature", self.temperature, 0.01, 100.0, "0.01 to 100"),
+            ("distillation_alpha", self.distillation_alpha, 0.0, 1.0, "0 to 1"),
+            ("reconstruction_alpha", self.reconstruction_alpha, 0.0, 1.0, "0 to 1"),
+        ];
+        for (name, found, least, most, expected) in numbers {
+            if !(least..=most).contains(&found) {
+                return Err(BadSetting { name, found: found.to_string(), expected });
+            }
+        }
+        Ok(())
+    }
+
+    /// What is minimised, with its numbers.
+    pub fn objective(&self) -> Objective {
+        match self.loss {
+            Loss::Lm => Objective::LanguageModel,
+            Loss::Kl => Objective::Kl,
+            Loss::Distillation => {
+                Objective::Distillation { alpha: self.distillation_alpha, temperature: self.temperature }
+            }
+            Loss::Reconstruction => Objective::Reconstruction { alpha: self.reconstruction_alpha },
+        }
+    }
+
+    /// Steps of a run over so many batches an epoch.
+    pub fn steps(&self, batches_of_an_epoch: usize) -> usize {
+        let steps = self.passes(batches_of_an_epoch).div_ceil(self.gradient_accumulation_steps);
+        self.max_steps.map_or(steps, |most| steps.min(most))
+    }
+
+    /// Batches of all epochs.
+    pub(crate) fn passes(&self, batches_of_an_epoch: usize) -> usize {
+        self.num_epochs * batches_of_an_epoch
+    }
+
+    /// The learning rates of a step, counted from 0.
+    pub fn rates(&self, step: usize, steps: usize) -> Rates {
+        let share = self.schedule.share(step, self.warmup_steps, steps);
+        Rates { euclidean: share * self.euclidean_lr, riemannian: share * self.riemannian_lr }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_a_run() {
+        assert_eq!(Settings::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn what_no_run_could_have_is_named() {
+        let base = Settings::default;
+        for (settings, name) in [
+            (Settings { euclidean_lr: -1e-5, ..base() }, "euclidean_lr"),
+            (Settings { riemannian_lr: f64::NAN, ..base() }, "riemannian_lr"),
+            (Settings { batch_size: 0, ..base() }, "batch_size"),
+            (Settings { max_length: 1, ..base() }, "max_length"),
+            (Settings { max_steps: Some(0), ..base() }, "max_steps"),
+            (Settings { temperature: 0.0, ..base() }, "temperature"),
+            (Settings { distillation_alpha: 1.5, ..base() }, "distillation_alpha"),
+            (Settings { max_grad_norm: f64::INFINITY, ..base() }, "max_grad_norm"),
+        ] {
+            assert_eq!(settings.check().expect_err(name).name, name);
+        }
+    }
+
+    #[test]
+    fn steps_count_epochs_and_accumulated_passes() {
+        let settings = Settings { num_epochs: 3, gradient_accumulation_steps: 4, ..Settings::default() };
+        assert_eq!(settings.steps(5), 4, "15 passes in steps of 4");
+        assert_eq!(Settings { max_steps: Some(2), ..settings }.steps(5), 2);
+    }
+}
