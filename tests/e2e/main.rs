@@ -2,7 +2,7 @@
 //!
 //! [`program`] runs it, [`folder`] makes model folders to run it on, [`golden`] holds what transformers says about the
 //! bundled model, [`snapshot`] compares whole outputs. A file a command follows ([`methods`] runs them all for each way
-//! to convert, [`fisher`] and [`training`] look beneath), then what every command owes: what it refuses ([`bad_model`], [`bad_text`],
+//! to convert, [`train`] trains what came of it; [`fisher`] and [`training`] look beneath), then what every command owes: what it refuses ([`bad_model`], [`bad_text`],
 //! [`bad_request`], [`bad_method`]), what it leaves behind ([`output`]), what it shows while it works ([`progress`]) and
 //! what it fetches ([`hub`]).
 
@@ -28,4 +28,5 @@ mod program;
 mod progress;
 mod ratio;
 mod snapshot;
+mod train;
 mod training;

@@ -1,5 +1,9 @@
 //! The command line, parsed low; values are checked against the model where they are used.
 
+mod training;
+
+pub use training::{Loss, Schedule, SettingArgs, TrainArgs};
+
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -50,6 +54,8 @@ pub enum Command {
     Convert(ConvertArgs),
     /// Compare methods, metrics and ranks on a model without writing anything
     Compare(CompareArgs),
+    /// Train the latent matrices of a converted model, and nothing else
+    Train(TrainArgs),
     /// Measure perplexity, and the distance to a donor
     Eval(EvalArgs),
     /// Continue a prompt from the (latent) cache

@@ -83,6 +83,40 @@ pub enum UserError {
         /// The folder.
         path: String,
     },
+    /// A teacher that reads text in another way.
+    #[error("the teacher {teacher} has another tokenizer: token {place} of the text differs")]
+    OtherTokenizer {
+        /// The teacher.
+        teacher: String,
+        /// The first token that differs.
+        place: usize,
+    },
+    /// A file of settings that is none.
+    #[error("{path} is no file of settings: {reason}")]
+    Settings {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A run folder that holds another run's beginning.
+    #[error("{path} holds a run already")]
+    RunExists {
+        /// The folder.
+        path: String,
+    },
+    /// A converted folder that does not say what it came from.
+    #[error("{path} names no donor that could be the teacher")]
+    NoDonor {
+        /// The folder.
+        path: String,
+    },
+    /// A converted folder without the donor's `W_k` and `W_v`.
+    #[error("{path} does not store the original W_k and W_v, which the loss reconstruction needs")]
+    NoOriginals {
+        /// The folder.
+        path: String,
+    },
     /// A check that failed.
     #[error("{failures} of {checks} checks failed")]
     CheckFailed {
@@ -130,6 +164,13 @@ impl UserError {
             UserError::CalibrationDataset { source, .. } => return Some(dataset_hint(source)),
             UserError::Device { hint, .. } => hint.clone(),
             UserError::NotConverted { .. } => "shrink convert MODEL -o OUT makes one".into(),
+            UserError::OtherTokenizer { .. } => "take the donor as the teacher".into(),
+            UserError::Settings { .. } => "shrink train writes a whole one into the run folder: settings.toml".into(),
+            UserError::RunExists { .. } => "go on with it by --resume, or name another --run-dir".into(),
+            UserError::NoDonor { .. } => "name the donor with --teacher".into(),
+            UserError::NoOriginals { .. } => {
+                "convert with --store-original-weights, or name the donor with --teacher".into()
+            }
             UserError::CheckFailed { .. } => "convert the donor again, or download the folder again".into(),
             UserError::Stdio { source, .. } if source.kind() == std::io::ErrorKind::InvalidData => {
                 "the text must be UTF-8: iconv -f LATIN1 -t UTF-8 converts it".into()
@@ -162,6 +203,8 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
         } else if let Some(e) = cause.downcast_ref::<calib::Error>() {
             calib_hint(e)
         } else if let Some(e) = cause.downcast_ref::<train::eval::EvalError>() {
+            e.hint()
+        } else if let Some(e) = cause.downcast_ref::<train::TrainError>() {
             e.hint()
         } else if let Some(e) = cause.downcast_ref::<crate::corpus::CorpusError>() {
             e.hint()

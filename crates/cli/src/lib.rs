@@ -11,6 +11,7 @@ mod forecast;
 pub mod plans;
 mod record;
 mod report;
+mod run_folder;
 pub mod session;
 mod ui;
 
@@ -31,6 +32,7 @@ pub fn run(cli: Cli, registry: Registry) -> anyhow::Result<()> {
         Command::Inspect(args) => commands::inspect::run(&session, &args),
         Command::Convert(args) => commands::convert::run(&session, &args),
         Command::Compare(args) => commands::compare::run(&session, &args),
+        Command::Train(args) => commands::train::run(&session, &args),
         Command::Eval(args) => commands::eval::run(&session, &args),
         Command::Generate(args) => commands::generate::run(&session, &args),
         Command::Memory(args) => commands::memory::run(&session, &args),

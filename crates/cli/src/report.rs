@@ -13,6 +13,17 @@ pub fn bytes(n: u64) -> String {
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
+/// `1,234,567`.
+pub fn count(n: u64) -> String {
+    let digits = n.to_string();
+    let groups: Vec<&str> = {
+        let first = digits.len() % 3;
+        let rest = (first..digits.len()).step_by(3).map(|at| &digits[at..at + 3]);
+        std::iter::once(&digits[..first]).filter(|group| !group.is_empty()).chain(rest).collect()
+    };
+    groups.join(",")
+}
+
 /// A table with aligned columns: the first to the left, the others to the right.
 pub fn table(header: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {

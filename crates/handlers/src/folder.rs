@@ -39,9 +39,9 @@ const COPIED: [&str; 16] = [
 
 /// What to write.
 pub struct FolderPlan<'a> {
-    /// The model that was converted.
+    /// The model that was converted, or a converted one whose factors were trained.
     pub donor: &'a Model,
-    /// Method, objective and ranks.
+    /// Method, objective and ranks; of a converted model its own.
     pub section: MlaSection,
     /// The factors of every latent layer, with the converted graph as their configuration. Each is fetched when its turn
     /// to be written comes.
@@ -113,7 +113,11 @@ enum Source<'a> {
 
 impl FolderPlan<'_> {
     fn tensors(&self) -> Result<Vec<Pending<'_>>, Error> {
-        let specs = self.section.tensors(self.donor.specs(), self.factors.config());
+        // A folder with this very section has the tensors that it will have: training changes their values only.
+        let specs = match self.donor.section() == Some(&self.section) {
+            true => self.donor.specs().to_vec(),
+            false => self.section.tensors(self.donor.specs(), self.factors.config()),
+        };
         let donor: HashMap<Slot, &TensorSpec> =
             self.donor.specs().iter().map(|spec| (spec.slot, spec)).collect();
         let mut seen = std::collections::HashSet::new();

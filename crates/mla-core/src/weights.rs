@@ -108,6 +108,12 @@ impl Matrix {
         Self { rows, cols, data }
     }
 
+    /// Rows and columns exchanged.
+    pub fn transpose(&self) -> Self {
+        let row = |r: usize| (0..self.rows).map(move |c| self.data[c * self.cols + r]);
+        Self::new(self.cols, self.rows, (0..self.cols).flat_map(row).collect())
+    }
+
     /// Reads a device tensor back to the host.
     pub fn from_tensor(tensor: &burn::tensor::Tensor<2>) -> Self {
         let [rows, cols] = tensor.dims();

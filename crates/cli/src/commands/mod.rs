@@ -8,3 +8,4 @@ pub mod eval;
 pub mod generate;
 pub mod inspect;
 pub mod memory;
+pub mod train;

@@ -1,0 +1,140 @@
+//! The command line of `shrink train`.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+/// `shrink train`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt
+  shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt --loss kl --euclidean-lr 1e-4 --max-steps 200
+  shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt --loss reconstruction --validation heldout.txt
+  shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt --config settings.toml --resume")]
+pub struct TrainArgs {
+    /// The converted model: a folder that shrink convert wrote
+    pub model: String,
+    /// Folder to write
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Text to train on (.txt, .jsonl, .parquet)
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    pub data: Vec<PathBuf>,
+    /// Text to measure perplexity on, before, after and at every snapshot
+    #[arg(long, num_args = 1.., value_name = "FILE")]
+    pub validation: Vec<PathBuf>,
+    /// Windows of that text, from its start
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub validation_windows: usize,
+    /// Who is imitated: a model folder or hub id [default: the donor that shrink.json names]
+    #[arg(long, value_name = "MODEL")]
+    pub teacher: Option<String>,
+    /// Settings in TOML; flags stand before them
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Folder of the run: settings, log and snapshots [default: OUT.run]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// Go on from the run's last snapshot, as if nothing had happened
+    #[arg(long)]
+    pub resume: bool,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub force: bool,
+    /// Field that holds the text of a .jsonl or .parquet row
+    #[arg(long, default_value = crate::corpus::DEFAULT_FIELD, value_name = "FIELD")]
+    pub text_field: String,
+    /// The settings
+    #[command(flatten)]
+    pub settings: SettingArgs,
+}
+
+/// Settings of a run, by flag.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Settings")]
+pub struct SettingArgs {
+    /// What is minimised [default: distillation]
+    #[arg(long, value_enum, value_name = "LOSS")]
+    pub loss: Option<Loss>,
+    /// Learning rate of W_down and of cascade's cross terms, by AdamW [default: 1e-5]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    pub euclidean_lr: Option<f64>,
+    /// Learning rate of W_up, by Riemannian Adam [default: 1e-4]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    pub riemannian_lr: Option<f64>,
+    /// How often the text is gone through [default: 3]
+    #[arg(long, value_name = "N")]
+    pub num_epochs: Option<usize>,
+    /// Steps at most [default: as many as the epochs have]
+    #[arg(long, value_name = "N")]
+    pub max_steps: Option<usize>,
+    /// Windows a pass [default: 4]
+    #[arg(long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Tokens a window [default: 512]
+    #[arg(long, value_name = "N")]
+    pub max_length: Option<usize>,
+    /// Passes whose gradients are averaged for a step [default: 1]
+    #[arg(long, value_name = "N")]
+    pub gradient_accumulation_steps: Option<usize>,
+    /// Longer gradients are shortened to this; 0 for no bound [default: 1]
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    pub max_grad_norm: Option<f64>,
+    /// Decay of what AdamW moves [default: 0.01]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub weight_decay: Option<f64>,
+    /// Steps in which the rates rise [default: 0]
+    #[arg(long, value_name = "N")]
+    pub warmup_steps: Option<usize>,
+    /// How the rates fall [default: cosine]
+    #[arg(long, value_enum, value_name = "SHAPE")]
+    pub schedule: Option<Schedule>,
+    /// distillation: by what logits are divided [default: 2]
+    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: Option<f64>,
+    /// distillation: the teacher's share [default: 0.9]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub distillation_alpha: Option<f64>,
+    /// reconstruction: its share [default: 0.3]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    pub reconstruction_alpha: Option<f64>,
+    /// Steps between two lines of the log [default: 10]
+    #[arg(long, value_name = "N")]
+    pub logging_steps: Option<usize>,
+    /// Steps between two snapshots [default: 100]
+    #[arg(long, value_name = "N")]
+    pub save_steps: Option<usize>,
+    /// Snapshots that are kept [default: 2]
+    #[arg(long, value_name = "N")]
+    pub save_total_limit: Option<usize>,
+    /// Steps between two measurements of how orthonormal W_up is [default: 100]
+    #[arg(long, value_name = "N")]
+    pub check_orthonormality_steps: Option<usize>,
+    /// Fixes the order of the windows [default: 0]
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
+}
+
+/// Losses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Loss {
+    /// The next token.
+    Lm,
+    /// The teacher's distribution.
+    Kl,
+    /// The teacher's distribution at a temperature, and the next token.
+    Distillation,
+    /// K and V of the original matrices, and the next token.
+    Reconstruction,
+}
+
+/// How learning rates fall.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Schedule {
+    /// Not at all.
+    Constant,
+    /// In a straight line.
+    Linear,
+    /// Half a cosine.
+    Cosine,
+}
