@@ -9,7 +9,7 @@ use crate::record::{card, record};
 use crate::session::{Opened, Session};
 
 /// Weight files above this are cut into shards.
-const MAX_SHARD_BYTES: u64 = 5 << 30;
+pub const MAX_SHARD_BYTES: u64 = 5 << 30;
 
 /// What a conversion is asked for.
 #[derive(Clone, Debug)]
@@ -118,13 +118,21 @@ pub fn write(
         ],
         max_shard_bytes: MAX_SHARD_BYTES,
     };
+    write_shown(session, &plan, output)
+}
+
+/// Writes a folder, and shows how far it is.
+///
+/// # Errors
+/// As [`write_folder`].
+pub fn write_shown(session: &Session, plan: &FolderPlan<'_>, output: Output) -> anyhow::Result<Written> {
     let task = std::sync::Mutex::new(session.ui.task("writing (MB)", 0));
     let on_bytes = |done: u64, total: u64| {
         if let Ok(mut task) = task.lock() {
             task.at(done >> 20, total >> 20);
         }
     };
-    let written = write_folder(&plan, output, &on_bytes)?;
+    let written = write_folder(plan, output, &on_bytes)?;
     if let Ok(task) = task.into_inner() {
         task.finish();
     }

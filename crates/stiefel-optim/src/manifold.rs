@@ -66,13 +66,7 @@ pub trait Manifold: Clone + Debug + Send + Sync + 'static {
         g: Tensor<D>,
         [a, b]: [f64; 2],
     ) -> Tangent<D> {
-        let r = self.gradient(x, g);
-        let square = self.inner(x, r.clone(), r.clone());
-        let vector = match m {
-            Some(m) => self.transport(x, m.vector) * a + r * b,
-            None => r * b,
-        };
-        Tangent { vector, square, normal: None }
+        apart(self, x, m, g, [a, b])
     }
 
     /// [`retract`](Self::retract), or less where less will do: `x + u` is off by `drift` at most, and the new point may be off
@@ -97,4 +91,21 @@ impl<const D: usize> Tangent<D> {
         let Some(normal) = self.normal.clone() else { return f64::INFINITY };
         drift * (1.0 + 2.0 * largest(scale.abs() * normal.sqrt())) + length * length
     }
+}
+
+/// [`Manifold::accumulate`] with the gradient and the transport each by itself.
+pub(crate) fn apart<M: Manifold, const D: usize>(
+    manifold: &M,
+    x: &Tensor<D>,
+    m: Option<Carried<D>>,
+    g: Tensor<D>,
+    [a, b]: [f64; 2],
+) -> Tangent<D> {
+    let r = manifold.gradient(x, g);
+    let square = manifold.inner(x, r.clone(), r.clone());
+    let vector = match m {
+        Some(m) => manifold.transport(x, m.vector) * a + r * b,
+        None => r * b,
+    };
+    Tangent { vector, square, normal: None }
 }

@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Distribution, Tensor};
 use serde::{Deserialize, Serialize};
 
-use crate::manifold::{Carried, Manifold, Tangent};
+use crate::manifold::{Carried, Manifold, Tangent, apart};
 use crate::matrix::{axes, cross, epsilon, largest, norm_squared, off_identity, sum, symmetric, transpose};
 use crate::retraction::{self, Retraction};
 
@@ -159,11 +159,7 @@ impl Manifold for Stiefel {
         [a, b]: [f64; 2],
     ) -> Tangent<D> {
         if self.metric != Metric::Euclidean {
-            let r = self.gradient(x, g);
-            let square = self.inner(x, r.clone(), r.clone());
-            let carried = m.map(|m| self.transport(x, m.vector) * a);
-            let vector = carried.map_or(r.clone() * b, |carried| carried + r * b);
-            return Tangent { vector, square, normal: None };
+            return apart(self, x, m, g, [a, b]);
         }
         let (x, g) = (self.point(x), self.turned(g));
         let m = m.map(|m| (self.turned(m.vector) * a, m.step));

@@ -3,20 +3,19 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use handlers::{Existing, FolderPlan, MlaSection, Model, Output, write_folder};
+use handlers::{Existing, FolderPlan, MlaSection, Model, Output};
 use mla_core::{Decoder, WeightMap, WeightSource};
 use serde_json::{Value, json};
 use train::eval::{Pass, Windowing, perplexity};
 use train::{Loss, Originals, Schedule, Settings, Sources, StepReport, Trainer, windows};
 
 use crate::args::{self, SettingArgs, TrainArgs};
+use crate::convert::{MAX_SHARD_BYTES, write_shown};
 use crate::error::UserError;
 use crate::report::count;
 use crate::run_folder::RunFolder;
 use crate::session::{Opened, Session, source_error};
 
-/// Weight files above this are cut into shards.
-const MAX_SHARD_BYTES: u64 = 5 << 30;
 /// Tokens by which two tokenizers are compared.
 const COMPARED_TOKENS: usize = 10_000;
 
@@ -347,15 +346,6 @@ fn write(
         extra,
         max_shard_bytes: MAX_SHARD_BYTES,
     };
-    let task = std::sync::Mutex::new(session.ui.task("writing (MB)", 0));
-    let on_bytes = |done: u64, total: u64| {
-        if let Ok(mut task) = task.lock() {
-            task.at(done >> 20, total >> 20);
-        }
-    };
-    write_folder(&plan, output, &on_bytes)?;
-    if let Ok(task) = task.into_inner() {
-        task.finish();
-    }
+    write_shown(session, &plan, output)?;
     Ok(())
 }
