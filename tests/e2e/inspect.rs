@@ -72,6 +72,25 @@ fn each_ratio_asked_for_is_a_choice() {
     assert_eq!(found["choices"][0]["compression_ratio"], 4096.0 / 1365.0);
 }
 
+/// The page that shrink follows has three such counts. LLaMA-2 7B, `separate`, 4x: 537 M of 6.7 B is what it is here, 4 · 32 ·
+/// 4096 · 1024. Qwen2.5-7B, `xkv`, 2x: 708 M is not, since no more than W_down (28 · 2 · 3584 · 256) and the shared W_up
+/// (7 · 2 · 512 · 256) train, as that page says itself; its program counts W_q and W_o too and trains neither.
+#[test]
+fn what_would_train_is_counted_from_the_configuration() {
+    let trainable = |name: &str, ratio: &str, method: &str| {
+        let folder = folder_of(&config(name));
+        let args = ["inspect", &folder.root(), "--compression-ratio", ratio];
+        let found = shrink(&[&args[..], &["--json"]].concat()).json();
+        (found["choices"][0]["trainable"][method].clone(), shrink(&args).text())
+    };
+    let (llama, shown) = trainable("llama-2-7b", "4", "separate");
+    assert_eq!(llama, 4 * 32 * 4096 * 1024);
+    assert!(shown.contains("536.87 M (8.0%)"), "{shown}");
+    let (qwen, shown) = trainable("qwen2.5-7b", "2", "xkv");
+    assert_eq!(qwen, 28 * 2 * 3584 * 256 + 7 * 2 * 512 * 256);
+    assert!(shown.contains("53.22 M (0.7%)"), "{shown}");
+}
+
 #[test]
 fn a_ratio_beyond_d_kv_is_left_out_and_said_to_be() {
     let args = ["inspect", &golden("qwen2"), "--compression-ratio", "2,17,16,64"];

@@ -105,6 +105,81 @@ fn a_run_that_is_killed_goes_on_to_the_same_bytes() {
 }
 
 #[test]
+fn a_run_that_gets_no_better_stops_and_its_best_step_is_written() {
+    let scratch = Scratch::new();
+    let (model, data) = converted(&scratch, &["--method", "separate"]);
+    let out = scratch.path("out");
+    // Rates that fall apart after a while, so that the best lies before the end.
+    let wild = ["--euclidean-lr", "0.1", "--riemannian-lr", "0.1", "--schedule", "constant", "--loss", "kl"];
+    let watched = ["--validation", &data, "--validation-windows", "4", "--early-stopping-patience", "2"];
+    let often = ["--max-length", "32", "--save-steps", "1", "--save-total-limit", "1", "--max-steps", "60"];
+    let args = [&["train", &model, "-o", &out, "--data", &data], &wild[..], &watched, &often].concat();
+    let found = shrink(&[&args[..], &["--json"]].concat()).json();
+    let log = String::from_utf8(scratch.read("out.run/log.jsonl")).expect("a log");
+    let lines = log.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let measured: Vec<(u64, f64)> = lines
+        .filter_map(|line| Some((line["step"].as_u64()?, line["validation_perplexity"].as_f64()?)))
+        .filter(|(step, _)| *step > 0)
+        .collect();
+    let best = measured.iter().copied().min_by(|a, b| a.1.total_cmp(&b.1)).expect("a measurement");
+    assert_eq!(found["written_step"], best.0, "{measured:?}");
+    assert_eq!(found["perplexity"], best.1);
+    assert_eq!(found["stopped_early"], true, "{found}");
+    assert_eq!(found["steps"], best.0 + 2, "two validations without a better one");
+    // OUT is the best, as whoever measures it again will find.
+    let eval = ["eval", &out, "--data", &data, "--windows", "4", "--max-length", "32", "--json"];
+    let again = shrink(&eval).json()["perplexity"].as_f64().expect("a perplexity");
+    assert!((again / best.1 - 1.0).abs() < 1e-6, "{again} {}", best.1);
+    let curves = String::from_utf8(scratch.read("out.run/curves.svg")).expect("a picture");
+    assert!(curves.starts_with("<svg") && curves.contains("validation perplexity"), "{curves}");
+
+    // Once stopped, it is over: going on changes nothing.
+    let resumed = shrink(&[&args[..], &["--resume", "--force", "--json"]].concat()).json();
+    for field in ["written_step", "perplexity", "perplexity_before", "steps", "stopped_early"] {
+        assert_eq!(resumed[field], found[field], "{field}");
+    }
+}
+
+/// As when the disk is full: no file may grow beyond a bound.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_snapshot_without_room_ends_the_run_and_loses_nothing() {
+    let scratch = Scratch::new();
+    let (model, data) = converted(&scratch, &["--method", "separate"]);
+    let out = scratch.path("out");
+    let args = [&["train", &model, "-o", &out, "--data", &data], &SHORT[..]].concat();
+    let args = [&args[..], &["--max-steps", "6", "--save-steps", "2"]].concat();
+    let bounded = |kib: u64, more: &[&str]| {
+        // A signal that is ignored stays so in the program, which then sees the write fail.
+        let script = format!("trap '' XFSZ; ulimit -f {kib}; exec \"$@\"");
+        let mut sh = command("bash");
+        Run::of(sh.args(["-c", &script, "bash", BINARY]).args(&args).args(more))
+    };
+    let hint = bounded(4, &[]).refused("snapshots/step-00000002.safetensors");
+    assert!(hint.contains("--resume"), "{hint}");
+    let left = || {
+        let mut names: Vec<_> = std::fs::read_dir(scratch.path("out.run/snapshots"))
+            .expect("a folder")
+            .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(left(), [""; 0], "nothing half written stays");
+    // With room for the snapshots and none for the folder, the run is whole and only OUT is missing.
+    let weights = std::fs::metadata(format!("{model}/model.safetensors")).expect("weights").len();
+    let hint = bounded(weights / 1024 - 8, &["--resume"]).refused("out");
+    assert!(!hint.is_empty());
+    assert_eq!(left(), ["step-00000004.safetensors", "step-00000006.safetensors"]);
+    let is_written = || std::path::Path::new(&out).exists();
+    assert!(!is_written() && !scratch.names().iter().any(|name| name.contains("partial")));
+    let resumed = shrink(&[&args[..], &["--resume"]].concat());
+    assert!(resumed.stderr.contains("going on from step 6"), "{}", resumed.stderr);
+    resumed.text();
+    assert!(is_written());
+}
+
+#[test]
 fn settings_come_from_a_file_and_flags_stand_before_them() {
     let scratch = Scratch::new();
     let (model, data) = converted(&scratch, &["--method", "joint"]);
@@ -154,6 +229,8 @@ fn what_cannot_be_trained_is_refused_and_loses_nothing() {
         ("--euclidean-lr", "-1", "euclidean_lr is -1, expected 0 to 10"),
         ("--riemannian-lr", "nan", "riemannian_lr is NaN"),
         ("--batch-size", "0", "batch_size is 0"),
+        ("--early-stopping-patience", "0", "early_stopping_patience is 0"),
+        ("--early-stopping-patience", "2", "expected a text to measure on"),
     ] {
         shrink(&["train", &model, "-o", &out, "--data", &data, flag, value]).refused(what);
     }

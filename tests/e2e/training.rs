@@ -10,8 +10,8 @@ use mla_core::{Decoder, LayerSlot, Matrix, Patch, Slot, WeightMap, WeightSource}
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use train::{
-    Constraint, Loss, Models, Objective, Optimiser, Originals, Rates, Settings, Snapshots, Sources, Trainer,
-    factors, gradients, orthonormality, values,
+    Constraint, Factor, Loss, Models, Objective, Optimiser, Originals, Rates, Settings, Snapshots, Sources,
+    Trainer, factors, gradients, orthonormality, trainable, values,
 };
 
 use crate::folder::golden;
@@ -113,6 +113,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
         let found = factors(&student);
         let orthonormal = found.iter().filter(|factor| factor.constraint == Constraint::Orthonormal).count();
         assert_eq!(found.len(), golden_training.under(method).len(), "{method}");
+        assert_eq!(found.iter().map(Factor::size).sum::<usize>(), trainable(config), "{method}");
         assert!(orthonormal > 0 && orthonormal < found.len());
         let models = Models { student: &student, teacher: Some(&teacher), originals: Some(&originals) };
         for objective in [

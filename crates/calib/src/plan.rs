@@ -1,5 +1,7 @@
 //! What a conversion is asked for.
 
+use std::ops::Range;
+
 use mla_core::DecoderConfig;
 use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth, PositionKind};
 use serde::Serialize;
@@ -68,6 +70,21 @@ pub enum Latents {
     Together,
     /// A latent for K and one for V; each is read for the other too.
     Apart,
+}
+
+impl Xkv {
+    /// The layers that share, in order; a skipped layer is a group of its own, or in none if it keeps its attention.
+    pub fn groups(self, n_layers: usize) -> Vec<Range<usize>> {
+        let skipped = match self.keep_early_layers_original {
+            true => 0,
+            false => self.skip_early_layers,
+        };
+        let early = (0..skipped).map(|layer| layer..layer + 1);
+        let shared = (self.skip_early_layers..n_layers)
+            .step_by(self.group_size)
+            .map(|first| first..(first + self.group_size).min(n_layers));
+        early.chain(shared).collect()
+    }
 }
 
 impl Cascade {
@@ -225,18 +242,37 @@ impl Plan {
     }
 }
 
-/// The graph with latents of one width everywhere: what a ratio means before anything is measured.
+/// The graph that a method makes with latents of one width everywhere: what a ratio means before anything is measured.
 ///
 /// # Errors
-/// When the width is out of range, or the model caches latents already.
-pub fn uniform_latents(config: &DecoderConfig, width: Width) -> Result<DecoderConfig, Error> {
-    let plan = Plan { method: Method::Separate, objective: Objective::Mse, ranks: Ranks::Uniform, width };
+/// When the width or a parameter of the method is out of range, or the model caches latents already.
+pub fn uniform_latents(config: &DecoderConfig, method: Method, width: Width) -> Result<DecoderConfig, Error> {
+    let plan = Plan { method, objective: Objective::Mse, ranks: Ranks::Uniform, width };
     plan.check(config)?;
     let d_latent = plan.d_latent(config)?;
-    let width = LatentWidth::Split { d_latent_k: d_latent, d_latent_v: d_latent };
+    let apart = LatentWidth::Split { d_latent_k: d_latent, d_latent_v: d_latent };
+    let groups = match method {
+        Method::Xkv(xkv) => xkv.groups(config.n_layers()),
+        _ => Vec::new(),
+    };
+    let latent = |layer: usize| match method {
+        Method::Separate | Method::DecoupledRope { .. } => Some(LatentConfig::alone(layer, apart)),
+        Method::Joint => Some(LatentConfig::alone(layer, LatentWidth::Joint { d_latent })),
+        Method::Xkv(_) => {
+            let group = groups.iter().find(|group| group.contains(&layer))?;
+            Some(LatentConfig { width: apart, up_of: group.start, reads_from: None })
+        }
+        Method::Cascade(cascade) => {
+            let width = match cascade.latents {
+                Latents::Together => LatentWidth::Joint { d_latent: 2 * d_latent },
+                Latents::Apart => apart,
+            };
+            Some(LatentConfig { width, up_of: layer, reads_from: Some(cascade.first_read(layer)) })
+        }
+    };
     let mut config = config.clone();
     for (layer, entry) in config.layers.iter_mut().enumerate() {
-        entry.attention = AttentionKind::Latent(LatentConfig::alone(layer, width));
+        entry.attention = latent(layer).map_or(AttentionKind::Grouped, AttentionKind::Latent);
     }
     Ok(config)
 }

@@ -206,6 +206,8 @@ pub fn hint(error: &anyhow::Error) -> Option<String> {
             e.hint()
         } else if let Some(e) = cause.downcast_ref::<train::TrainError>() {
             e.hint()
+        } else if let Some(e) = cause.downcast_ref::<train::SnapshotError>() {
+            e.hint()
         } else if let Some(e) = cause.downcast_ref::<crate::corpus::CorpusError>() {
             e.hint()
         } else if let Some(e) = cause.downcast_ref::<GenerateError>() {

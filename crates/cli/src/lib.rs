@@ -11,8 +11,8 @@ mod forecast;
 pub mod plans;
 mod record;
 mod report;
-mod run_folder;
 pub mod session;
+mod training;
 mod ui;
 
 use args::{Cli, Command};

@@ -7,9 +7,9 @@ use crate::args::{self, CompareArgs, Method, MethodArgs, StatisticsArgs};
 use crate::error::UserError;
 
 /// Earlier layers that a cascade reads unless said otherwise.
-const CASCADE_WINDOW: usize = 7;
+pub const CASCADE_WINDOW: usize = 7;
 /// Layers that share a basis unless said otherwise.
-const GROUP_SIZE: usize = 4;
+pub const GROUP_SIZE: usize = 4;
 /// Dimensions that `decoupled_rope` keeps unless said otherwise.
 const D_ROPE: usize = 64;
 

@@ -112,8 +112,20 @@ impl Session {
     /// # Errors
     /// When a tensor cannot be read or is not finite.
     pub fn load(&self, model: &Model) -> anyhow::Result<Decoder> {
+        self.loading(|| Decoder::load(model, &self.device))
+    }
+
+    /// As [`load`](Self::load); what equals a weight of `other` is in memory once.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_beside(&self, model: &Model, other: &Decoder) -> anyhow::Result<Decoder> {
+        self.loading(|| Decoder::load_beside(model, &self.device, other))
+    }
+
+    fn loading(&self, load: impl FnOnce() -> Result<Decoder, SourceError>) -> anyhow::Result<Decoder> {
         let mut task = self.ui.task("loading", 1);
-        let decoder = Decoder::load(model, &self.device).map_err(source_error)?;
+        let decoder = load().map_err(source_error)?;
         task.at(1, 1);
         task.finish();
         Ok(decoder)

@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::Tensor;
-use mla_core::{Attention, Decoder, LayerSlot, Slot};
+use mla_core::decoder::LatentWidth;
+use mla_core::{Attention, Decoder, DecoderConfig, LayerSlot, Slot};
 
 /// What a matrix has to obey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +55,21 @@ pub fn factors(decoder: &Decoder) -> Vec<Factor> {
         }
     }
     found
+}
+
+/// Numbers that train in a model of this graph, counted from its configuration alone.
+pub fn trainable(config: &DecoderConfig) -> usize {
+    let of_layer = |layer: usize| {
+        let latent = config.latent(layer)?;
+        let (d_latent, d_up) = match latent.width {
+            LatentWidth::Split { .. } => (latent.width.total(), config.d_kv()),
+            LatentWidth::Joint { .. } => (latent.width.total(), 2 * config.d_kv()),
+        };
+        let up = if latent.up_of == layer { d_up * d_latent } else { 0 };
+        let cross: usize = config.cross_columns(layer).into_iter().flatten().sum();
+        Some(config.d_model * d_latent + up + config.d_kv() * cross)
+    };
+    (0..config.n_layers()).filter_map(of_layer).sum()
 }
 
 /// The decoder with some parameters replaced, everywhere they are used; all else stays as it is, bit for bit.

@@ -19,7 +19,7 @@ mod trainer;
 
 pub use backward::{Gradients, Models, gradients};
 pub use batches::Batches;
-pub use factors::{Constraint, Factor, factors, replace};
+pub use factors::{Constraint, Factor, factors, replace, trainable};
 pub use objective::{LossParts, Objective, Originals};
 pub use optimise::{Optimiser, Rates, Remembered, Scalars, orthonormality, values};
 pub use schedule::Schedule;

@@ -61,6 +61,8 @@ pub struct Settings {
     pub save_steps: usize,
     /// Snapshots that are kept.
     pub save_total_limit: usize,
+    /// Validations without a better perplexity after which the run stops.
+    pub early_stopping_patience: Option<usize>,
     /// Steps between two measurements of `‖W_upᵀ W_up − I‖`.
     pub check_orthonormality_steps: usize,
     /// Fixes the order of the windows.
@@ -88,6 +90,7 @@ impl Default for Settings {
             logging_steps: 10,
             save_steps: 100,
             save_total_limit: 2,
+            early_stopping_patience: None,
             check_orthonormality_steps: 100,
             seed: 0,
         }
@@ -121,6 +124,7 @@ impl Settings {
             ("logging_steps", self.logging_steps, 1),
             ("save_steps", self.save_steps, 1),
             ("save_total_limit", self.save_total_limit, 1),
+            ("early_stopping_patience", self.early_stopping_patience.unwrap_or(1), 1),
             ("check_orthonormality_steps", self.check_orthonormality_steps, 1),
         ];
         for (name, found, least) in counts {

@@ -1,6 +1,6 @@
 //! Snapshots on disk: whole or not there, and checked when they are read.
 //!
-//! A snapshot is a safetensors file, `step-00000100.safetensors`. Its metadata holds the step, the settings, what the
+//! A snapshot is a safetensors file, `step-00000100.safetensors`, and the best one `best.safetensors`. Its metadata holds the step, the settings, what the
 //! optimisers remember that is no tensor, and a SHA-256 of all of it. It is written under another name, synced and
 //! renamed; one that was torn all the same is passed over for the one before it.
 
@@ -22,6 +22,7 @@ use crate::trainer::Snapshot;
 
 const PREFIX: &str = "step-";
 const SUFFIX: &str = ".safetensors";
+const BEST: &str = "best";
 const HEADER: &str = "shrink";
 const DIGEST: &str = "sha256";
 /// Slots that train, by the names they have in a snapshot.
@@ -67,6 +68,19 @@ pub enum SnapshotError {
     },
 }
 
+impl SnapshotError {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            SnapshotError::Io { .. } => {
+                "make room or mend the folder, then go on from the last snapshot with --resume"
+            }
+            SnapshotError::Damaged { .. } => "remove the file: --resume then takes the one before it",
+        };
+        Some(hint.into())
+    }
+}
+
 /// What the tensors do not say.
 #[derive(Serialize, Deserialize)]
 struct Header {
@@ -87,12 +101,50 @@ impl Snapshots {
     /// # Errors
     /// When the disk fails; the snapshots before it are untouched then.
     pub fn save(&self, snapshot: &Snapshot) -> Result<PathBuf, SnapshotError> {
+        let path = self.write(snapshot, &format!("{PREFIX}{:08}", snapshot.step))?;
+        let mut all = self.files()?;
+        for old in all.drain(..all.len().saturating_sub(self.limit)) {
+            fs::remove_file(&old).map_err(|source| SnapshotError::Io {
+                action: "remove",
+                path: old,
+                source,
+            })?;
+        }
+        Ok(path)
+    }
+
+    /// Writes a snapshot that is kept, however many come after it, until the next best.
+    ///
+    /// # Errors
+    /// When the disk fails; the best before it is untouched then.
+    pub fn save_best(&self, snapshot: &Snapshot) -> Result<PathBuf, SnapshotError> {
+        self.write(snapshot, BEST)
+    }
+
+    /// The snapshot that [`save_best`](Self::save_best) wrote last.
+    ///
+    /// # Errors
+    /// When there is none, or it is damaged.
+    pub fn best(&self) -> Result<Snapshot, SnapshotError> {
+        read(&self.folder.join(format!("{BEST}{SUFFIX}")))
+    }
+
+    /// Where the newest lies, whole or not; `None` before the first.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn last(&self) -> Result<Option<PathBuf>, SnapshotError> {
+        Ok(self.files()?.pop())
+    }
+
+    /// Under another name first, then synced and renamed.
+    fn write(&self, snapshot: &Snapshot, name: &str) -> Result<PathBuf, SnapshotError> {
         let io = |action, path: &Path| {
             let path = path.to_owned();
             move |source| SnapshotError::Io { action, path, source }
         };
         fs::create_dir_all(&self.folder).map_err(io("create", &self.folder))?;
-        let path = self.folder.join(format!("{PREFIX}{:08}{SUFFIX}", snapshot.step));
+        let path = self.folder.join(format!("{name}{SUFFIX}"));
         let partial = path.with_extension("partial");
         let written =
             fs::write(&partial, to_bytes(snapshot)).and_then(|()| fs::File::open(&partial)?.sync_all());
@@ -105,10 +157,6 @@ impl Snapshots {
         fs::File::open(&self.folder)
             .and_then(|folder| folder.sync_all())
             .map_err(io("sync", &self.folder))?;
-        let mut all = self.files()?;
-        for old in all.drain(..all.len().saturating_sub(self.limit)) {
-            fs::remove_file(&old).map_err(io("remove", &old))?;
-        }
         Ok(path)
     }
 

@@ -1,7 +1,8 @@
 //! Benchmarks of the release program; `docs/bench/` holds what they found.
 //!
 //! Each drives `shrink` as a user would, with its `--json`, and never looks inside. `quality` is perplexity against cache
-//! bytes, `convert` the time and memory of a conversion, `big` both at the size of Qwen2.5-7B. `stiefel` times the optimiser's example beside geoopt.
+//! bytes, `convert` the time and memory of a conversion, `big` both at the size of Qwen2.5-7B. `stiefel` and `train` time the
+//! optimiser's example and a step of training beside the Python packages that do the same.
 
 mod big;
 mod convert;
@@ -12,6 +13,7 @@ mod run;
 mod setting;
 mod stiefel;
 mod svg;
+mod train;
 
 use std::path::{Path, PathBuf};
 
@@ -36,6 +38,8 @@ pub enum Bench {
     Big(big::Request),
     /// A step of Riemannian Adam beside geoopt's: stiefel.json, stiefel.md
     Stiefel(stiefel::Request),
+    /// A step of training beside cacheshrink's: train.json, train.md
+    Train(train::Request),
 }
 
 /// What all benchmarks are told.
@@ -65,6 +69,7 @@ pub fn run(workspace: &Workspace, bench: &Bench) -> Result<bool> {
         Bench::Convert(request) => convert::run(workspace, request).map(|()| true),
         Bench::Big(request) => big::run(workspace, request),
         Bench::Stiefel(request) => stiefel::run(workspace, request),
+        Bench::Train(request) => train::run(workspace, request),
     }
 }
 

@@ -7,6 +7,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::Value;
 
+use super::run::NICE;
 use crate::workspace::Workspace;
 
 /// Where Python is.
@@ -49,10 +50,17 @@ impl Peer {
     /// # Errors
     /// When it fails, or prints none.
     pub fn json(&self, script: &Path, args: &[String], threads: usize) -> Result<Value> {
-        let mut command = Command::new(&self.python);
+        let mut command = nice(&self.python);
         command.arg(script).args(args);
         threaded_json(&mut command, threads)
     }
+}
+
+/// A command as polite as every run of ours, so that whatever else runs befalls both alike.
+pub fn nice(program: &Path) -> Command {
+    let mut command = Command::new("nice");
+    command.args(["-n", NICE]).arg(program);
+    command
 }
 
 /// Runs a program with so many threads of every library that may be in it, and reads the JSON that it prints last.

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::workspace::{Workspace, cargo};
 
 /// Added to the niceness of every run, so that a machine in use stays usable.
-const NICE: &str = "10";
+pub const NICE: &str = "10";
 /// GNU time. Resource use of a child could only be asked for with `unsafe` code.
 const TIME: &str = "/usr/bin/time";
 
@@ -96,6 +96,14 @@ impl Shrink {
     /// # Errors
     /// As [`json`](Self::json), and when GNU time is not there.
     pub fn timed(&self, args: &[OsString]) -> Result<(Value, Cost)> {
+        self.timed_with(args, None)
+    }
+
+    /// As [`timed`](Self::timed), with so many threads, or as many as it likes.
+    ///
+    /// # Errors
+    /// As [`timed`](Self::timed).
+    pub fn timed_with(&self, args: &[OsString], threads: Option<usize>) -> Result<(Value, Cost)> {
         if !Path::new(TIME).exists() {
             bail!("{TIME} is missing (Debian: apt-get install time)");
         }
@@ -103,6 +111,9 @@ impl Shrink {
         let mut command = Command::new("nice");
         command.args(["-n", NICE, TIME, "-f", "%e %U %S %M", "-o"]).arg(&report);
         command.arg(&self.binary).args(with_json(args));
+        if let Some(threads) = threads {
+            command.env("RAYON_NUM_THREADS", threads.to_string());
+        }
         let text = self.output(command)?;
         let value =
             serde_json::from_str(&text).with_context(|| format!("shrink {} printed no JSON", shown(args)))?;

@@ -1,14 +1,12 @@
 //! `bench stiefel`: a step of Riemannian Adam beside geoopt's.
 
-use std::process::Command;
-
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::markdown::table;
-use super::peer::{Peer, PeerArgs, threaded_json};
+use super::peer::{Peer, PeerArgs, nice, threaded_json};
 use super::run::median;
 use super::setting::Setting;
 use super::{Common, write};
@@ -95,7 +93,7 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
 
 impl Case {
     fn round(&mut self, workspace: &Workspace, peer: &Peer, args: &[String]) -> Result<()> {
-        let mut ours = Command::new(workspace.target.join("release/examples/step_time"));
+        let mut ours = nice(&workspace.target.join("release/examples/step_time"));
         self.ours.push(threaded_json(ours.args(args), self.threads)?);
         let script = workspace.root.join("xtask/bench/stiefel.py");
         self.geoopt.push(peer.json(&script, args, self.threads)?);

@@ -28,7 +28,7 @@ pub(super) fn fit<S: WeightSource>(
     observer: &mut dyn Observer,
 ) -> Result<Fitted, Error> {
     let n_layers = job.n_layers();
-    let groups = groups(xkv, n_layers);
+    let groups = xkv.groups(n_layers);
     observer.phase("spectra", groups.len());
     let mut kept = Vec::with_capacity(groups.len());
     for (done, group) in groups.iter().enumerate() {
@@ -68,19 +68,6 @@ pub(super) fn fit<S: WeightSource>(
         observer.step(layer + 1);
     }
     Ok(Fitted { plan: job.plan, factors, layers })
-}
-
-/// The layers that share, in order; a skipped layer is a group of its own, or in none if it keeps its attention.
-fn groups(xkv: Xkv, n_layers: usize) -> Vec<Range<usize>> {
-    let skipped = match xkv.keep_early_layers_original {
-        true => 0,
-        false => xkv.skip_early_layers,
-    };
-    let early = (0..skipped).map(|layer| layer..layer + 1);
-    let shared = (xkv.skip_early_layers..n_layers)
-        .step_by(xkv.group_size)
-        .map(|first| first..(first + xkv.group_size).min(n_layers));
-    early.chain(shared).collect()
 }
 
 /// The spectra of the keys and of the values of a group.
@@ -163,8 +150,8 @@ mod tests {
             skip_early_layers,
             keep_early_layers_original,
         };
-        assert_eq!(groups(xkv(0, false), 6), [0..4, 4..6]);
-        assert_eq!(groups(xkv(2, false), 7), [0..1, 1..2, 2..6, 6..7]);
-        assert_eq!(groups(xkv(2, true), 7), [2..6, 6..7]);
+        assert_eq!(xkv(0, false).groups(6), [0..4, 4..6]);
+        assert_eq!(xkv(2, false).groups(7), [0..1, 1..2, 2..6, 6..7]);
+        assert_eq!(xkv(2, true).groups(7), [2..6, 6..7]);
     }
 }

@@ -20,7 +20,7 @@ pub struct TrainArgs {
     /// Text to train on (.txt, .jsonl, .parquet)
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     pub data: Vec<PathBuf>,
-    /// Text to measure perplexity on, before, after and at every snapshot
+    /// Text to measure perplexity on, before and at every snapshot: OUT is then the best snapshot, not the last
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub validation: Vec<PathBuf>,
     /// Windows of that text, from its start
@@ -107,6 +107,9 @@ pub struct SettingArgs {
     /// Snapshots that are kept [default: 2]
     #[arg(long, value_name = "N")]
     pub save_total_limit: Option<usize>,
+    /// Stop after so many validations without a better perplexity [default: never]
+    #[arg(long, value_name = "N")]
+    pub early_stopping_patience: Option<usize>,
     /// Steps between two measurements of how orthonormal W_up is [default: 100]
     #[arg(long, value_name = "N")]
     pub check_orthonormality_steps: Option<usize>,

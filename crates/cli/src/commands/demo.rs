@@ -77,7 +77,8 @@ pub fn run(session: &Session, args: &DemoArgs) -> anyhow::Result<()> {
     let statistics = calib::statistics(&donor, &plans, text, &options, device, &scratch, &mut phases)?;
     for plan in plans {
         let fitted = calib::fit(&donor, &statistics, plan, device, &mut phases)?;
-        let decoder = Decoder::load(&fitted.factors.over(&donor), device).map_err(source_error)?;
+        let decoder = Decoder::load_beside(&fitted.factors.over(&donor), device, &donor_decoder)
+            .map_err(source_error)?;
         let mut worst: f64 = 0.0;
         for slot in fitted.factors.slots() {
             if let Slot::Layer(_, LayerSlot::UpKey | LayerSlot::UpValue | LayerSlot::UpJoint) = slot

@@ -7,7 +7,7 @@ use train::eval::{CacheSize, Pass, Windowing, cache_sizes, compare, perplexity};
 use crate::args::EvalArgs;
 use crate::error::UserError;
 use crate::report;
-use crate::session::Session;
+use crate::session::{Opened, Session};
 
 /// Measures a model on text.
 pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
@@ -18,7 +18,8 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
     let model = session.load(&opened.model)?;
     let pass = if args.through_cache { Pass::ThroughCache } else { Pass::Full };
 
-    let donor = donor.map(|opened| session.load(&opened.model).map(|model| (opened, model))).transpose()?;
+    let beside = |opened: Opened| session.load_beside(&opened.model, &model).map(|donor| (opened, donor));
+    let donor = donor.map(beside).transpose()?;
 
     let mut task = session.ui.task("scoring windows", 0);
     let mut on_window = |done: usize, total: usize| task.at(done as u64, total as u64);

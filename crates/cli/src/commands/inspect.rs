@@ -2,13 +2,15 @@
 
 use std::path::Path;
 
-use calib::{Width, uniform_latents};
+use calib::{Cascade, Method, Width, Xkv, uniform_latents};
 use handlers::{ConfigJson, MlaSection, TensorSpec, read_config};
 use mla_core::DecoderConfig;
 use mla_core::decoder::{LatentWidth, PositionKind};
 use serde_json::{Value, json};
+use train::trainable;
 
 use crate::args::InspectArgs;
+use crate::plans::{CASCADE_WINDOW, GROUP_SIZE};
 use crate::report::{bytes, table};
 use crate::session::Session;
 
@@ -27,18 +29,25 @@ pub fn run(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
     let mut text = sentences(&family, &config, parameters);
     match section {
         Some(section) => {
+            let trainable = trainable(&config);
+            object["trainable"] = json!(trainable);
             object["mla"] = json!(section);
             let layers = recorded_layers(&path)?;
             text += &converted(&config, &section, &layers);
+            text += &format!("\nshrink train moves {} of the {} numbers\n", share(trainable, parameters), count(parameters));
             object["layers"] = layers;
         }
         None => {
             let d_kv = config.d_kv();
             let (beyond, asked): (Vec<f64>, Vec<f64>) =
                 args.compression_ratio.iter().partition(|&&ratio| ratio > d_kv as f64);
-            let choices = choices(&config, &asked)?;
+            let choices = choices(&config, &asked, parameters)?;
             let methods = methods(&config);
-            text += &format!("methods that apply: {}\n\n{}", methods.join(", "), choices_table(&choices));
+            text += &format!(
+                "methods that apply: {}\n\n{}",
+                methods.join(", "),
+                choices_table(&choices, &config)
+            );
             if !beyond.is_empty() {
                 let ratios = beyond.iter().map(|ratio| format!("{ratio}x")).collect::<Vec<_>>().join(", ");
                 text += &format!("left out, beyond d_kv = {d_kv}: {ratios}\n");
@@ -120,6 +129,20 @@ fn count(n: u64) -> String {
     }
 }
 
+/// `536.87 M (8.0%)`.
+fn share(part: usize, whole: u64) -> String {
+    format!("{} ({:.1}%)", count(part as u64), 100.0 * part as f64 / whole as f64)
+}
+
+/// The methods whose trainable numbers are shown: those whose counts differ most, with their default parameters.
+fn counted(config: &DecoderConfig) -> [Method; 3] {
+    let n_layers = config.n_layers();
+    let xkv =
+        Xkv { group_size: GROUP_SIZE.min(n_layers), skip_early_layers: 0, keep_early_layers_original: false };
+    let window = CASCADE_WINDOW.min(n_layers.saturating_sub(1));
+    [Method::Separate, Method::Xkv(xkv), Method::Cascade(Cascade::of_window(window))]
+}
+
 /// What a ratio would give.
 #[derive(serde::Serialize)]
 struct Choice {
@@ -130,35 +153,49 @@ struct Choice {
     d_latent: usize,
     cache_bytes_a_token: usize,
     cache_bytes_4096: u64,
+    /// Numbers that training would move, by method.
+    trainable: serde_json::Map<String, Value>,
+    /// The same as a share of the donor's.
+    #[serde(skip)]
+    shares: Vec<String>,
 }
 
 /// A ratio below 1, or that is no number, is an error.
-fn choices(config: &DecoderConfig, ratios: &[f64]) -> anyhow::Result<Vec<Choice>> {
+fn choices(config: &DecoderConfig, ratios: &[f64], parameters: u64) -> anyhow::Result<Vec<Choice>> {
     let mut choices = Vec::new();
     for &ratio in ratios {
-        let converted = uniform_latents(config, Width::Ratio(ratio))?;
+        let converted = uniform_latents(config, Method::Separate, Width::Ratio(ratio))?;
+        let mut trains = Vec::new();
+        for method in counted(config) {
+            trains.push((method, trainable(&uniform_latents(config, method, Width::Ratio(ratio))?)));
+        }
         choices.push(Choice {
             asked: ratio,
             compression_ratio: converted.compression_ratio(),
             d_latent: converted.cached_numbers(0) / 2,
             cache_bytes_a_token: converted.cached_numbers_total() * ELEMENT_BYTES,
             cache_bytes_4096: train::eval::cache_sizes(&converted, &[4096], 1, ELEMENT_BYTES)[0].model_bytes,
+            trainable: trains.iter().map(|(method, n)| (method.name().to_owned(), json!(n))).collect(),
+            shares: trains.iter().map(|(_, n)| share(*n, parameters)).collect(),
         });
     }
     Ok(choices)
 }
 
-fn choices_table(choices: &[Choice]) -> String {
+fn choices_table(choices: &[Choice], config: &DecoderConfig) -> String {
     let row = |choice: &Choice| {
-        vec![
+        let sizes = [
             format!("{:.2}x", choice.compression_ratio),
             choice.d_latent.to_string(),
             bytes(choice.cache_bytes_a_token as u64),
             bytes(choice.cache_bytes_4096),
-        ]
+        ];
+        sizes.into_iter().chain(choice.shares.iter().cloned()).collect()
     };
-    let rows: Vec<_> = choices.iter().map(row).collect();
-    table(&["ratio", "d_latent", "a token", "4096 tokens"], &rows)
+    let rows: Vec<Vec<String>> = choices.iter().map(row).collect();
+    let trains = counted(config).map(|method| format!("{} trains", method.title()));
+    let [separate, xkv, cascade] = trains.each_ref().map(String::as_str);
+    table(&["ratio", "d_latent", "a token", "4096 tokens", separate, xkv, cascade], &rows)
 }
 
 /// The layers of the `shrink.json` beside a configuration; `null` where there is none.

@@ -1,6 +1,6 @@
 //! `shrink memory`.
 
-use calib::{Width, uniform_latents};
+use calib::{Method, Width, uniform_latents};
 use handlers::read_config;
 use mla_core::DecoderConfig;
 use serde_json::json;
@@ -71,6 +71,6 @@ fn config(session: &Session, args: &MemoryArgs) -> anyhow::Result<DecoderConfig>
     let (_, config, _) = read_config(&session.find_config(&args.model)?, &session.registry)?;
     match args.compression_ratio {
         None => Ok(config),
-        Some(ratio) => Ok(uniform_latents(&config, Width::Ratio(ratio))?),
+        Some(ratio) => Ok(uniform_latents(&config, Method::Separate, Width::Ratio(ratio))?),
     }
 }

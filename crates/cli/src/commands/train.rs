@@ -3,31 +3,23 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use handlers::{Existing, FolderPlan, MlaSection, Model, Output};
-use mla_core::{Decoder, WeightMap, WeightSource};
+use handlers::{Existing, FolderPlan, MlaSection, Output};
+use mla_core::{WeightMap, WeightSource};
 use serde_json::{Value, json};
-use train::eval::{Pass, Windowing, perplexity};
-use train::{Loss, Originals, Schedule, Settings, Sources, StepReport, Trainer, windows};
+use train::{Settings, Snapshot, Sources, StepReport, TrainError, Trainer, windows};
 
-use crate::args::{self, SettingArgs, TrainArgs};
+use crate::args::TrainArgs;
 use crate::convert::{MAX_SHARD_BYTES, write_shown};
 use crate::error::UserError;
 use crate::report::count;
-use crate::run_folder::RunFolder;
-use crate::session::{Opened, Session, source_error};
-
-/// Tokens by which two tokenizers are compared.
-const COMPARED_TOKENS: usize = 10_000;
+use crate::session::{Opened, Session};
+use crate::training::{RunFolder, Validation, donor, originals, settings};
 
 /// Trains a converted model and writes the result.
 pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
     // What can be refused is refused before anything is computed.
     let settings = settings(args)?;
-    settings.check().map_err(train::TrainError::from)?;
-    if args.validation_windows == 0 {
-        let (flag, found) = ("--validation-windows", "0".to_owned());
-        return Err(UserError::Flag { flag, found, expected: "at least 1".into() }.into());
-    }
+    check(args, &settings)?;
     let opened = session.open(&args.model)?;
     let Some(section) = opened.model.section().cloned() else {
         return Err(UserError::NotConverted { path: args.model.clone() }.into());
@@ -40,10 +32,7 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
         false => None,
     };
     let tokens = session.tokens(&opened.model, &args.data, &args.text_field)?;
-    let validation = match args.validation.is_empty() {
-        true => None,
-        false => Some(session.tokens(&opened.model, &args.validation, &args.text_field)?),
-    };
+    let mut validation = Validation::open(session, args, &opened, &settings)?;
     let student = session.load(&opened.model)?;
     let windows = windows(&tokens, settings.max_length, &student)?;
     let objective = settings.objective();
@@ -52,7 +41,7 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
         false => None,
     };
     let teacher = match (&donor, objective.needs_teacher()) {
-        (Some(donor), true) => Some(session.load(&donor.model)?),
+        (Some(donor), true) => Some(session.load_beside(&donor.model, &student)?),
         _ => None,
     };
     let originals = match objective.needs_originals() {
@@ -61,68 +50,48 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
     };
     let sources = Sources { teacher: teacher.as_ref(), originals: originals.as_ref() };
     let mut trainer = Trainer::new(student, sources, &windows, settings.clone())?;
-    let resumed = found.as_ref().map(|snapshot| snapshot.step);
+    // Stopped before its first snapshot, a run goes on from its beginning.
+    let resumed = args.resume.then(|| found.as_ref().map_or(0, |snapshot| snapshot.step));
     if let Some(snapshot) = found {
         trainer.restore(snapshot)?;
     }
     let mut folder = RunFolder::open(&run_dir, &settings, resumed)?;
     note_sizes(session, &trainer);
-    let measure = |decoder: &Decoder| validated(decoder, validation.as_deref(), args, &settings);
-    let before = match resumed {
-        None => measure(trainer.student())?,
-        Some(_) => None,
-    };
-    if let Some(before) = before {
-        folder.log(&json!({ "step": 0, "validation_perplexity": before }))?;
-        session.ui.note(&format!("before: perplexity {before:.3}"));
+    if let Some(validation) = &mut validation {
+        validation.remember(folder.validated());
+        if validation.before().is_none() && trainer.done() == 0 {
+            let before = validation.measure(trainer.student(), 0)?;
+            folder.log(json!({ "step": 0, "validation_perplexity": before }))?;
+            session.ui.note(&format!("before: perplexity {before:.3}"));
+        }
     }
-    let (mut task, begun, steps) =
-        (session.ui.task("training", trainer.steps() as u64), Instant::now(), trainer.steps());
-    let (first, mut last) = (trainer.done(), None);
-    let mut tokens_read = 0;
-    while trainer.done() < steps {
-        let report = trainer.step()?;
-        tokens_read += report.tokens;
-        let is_last = report.step == steps;
-        if report.step.is_multiple_of(settings.logging_steps) || is_last {
-            let elapsed = begun.elapsed().as_secs_f64();
-            let line = line(&report, elapsed, tokens_read);
-            session.ui.note(&progress(&report, steps, elapsed / (report.step - first) as f64));
-            folder.log(&line)?;
-        }
-        if report.step.is_multiple_of(settings.check_orthonormality_steps) || is_last {
-            folder.log(&json!({ "step": report.step, "orthonormality": trainer.orthonormality() }))?;
-        }
-        if report.step.is_multiple_of(settings.save_steps) || is_last {
-            folder.snapshots.save(&trainer.snapshot())?;
-            if let Some(perplexity) = measure(trainer.student())? {
-                session.ui.note(&format!("step {}: perplexity {perplexity:.3}", report.step));
-                folder.log(&json!({ "step": report.step, "validation_perplexity": perplexity }))?;
-                last = Some(perplexity);
-            }
-        }
-        task.at(report.step as u64, steps as u64);
-    }
-    task.finish();
+    let stopped = steps(session, &mut trainer, &settings, &mut folder, validation.as_mut())?;
+    let (chosen, is_best) = chosen(session, &trainer, &folder, validation.as_ref());
     let orthonormality = trainer.orthonormality();
-    write(session, &opened, section, &trainer, &settings, output)?;
+    let steps = trainer.done();
+    write(session, &opened, section, &chosen, &settings, output)?;
+    let before = validation.as_ref().and_then(Validation::before);
+    let after = validation.as_ref().and_then(|validation| validation.best()).filter(|_| is_best);
     let object = json!({
         "output": args.output.display().to_string(),
         "run": run_dir.display().to_string(),
         "loss": objective.name(),
         "steps": steps,
+        "stopped_early": stopped,
+        "written_step": chosen.step,
         "trainable": trainable(&trainer),
         "perplexity_before": before,
-        "perplexity": last,
+        "perplexity": after.map(|(_, perplexity)| perplexity),
         "orthonormality": orthonormality,
     });
     let text = format!(
-        "{}: {steps} steps of {}{}\nW_up is orthonormal to {orthonormality:.0e}; log and snapshots in {}\n",
+        "{}: step {} of {steps}, {}{}\nW_up is orthonormal to {orthonormality:.0e}; log, curves and snapshots in {}\n",
         args.output.display(),
+        chosen.step,
         objective.name(),
-        match (before, last) {
-            (Some(before), Some(last)) => format!(", perplexity {before:.3} -> {last:.3}"),
-            (None, Some(last)) => format!(", perplexity {last:.3}"),
+        match (before, after) {
+            (Some(before), Some((_, after))) => format!(", perplexity {before:.3} -> {after:.3}"),
+            (None, Some((_, after))) => format!(", perplexity {after:.3}"),
             _ => String::new(),
         },
         run_dir.display(),
@@ -130,67 +99,125 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
     session.print(&object, &text)
 }
 
+/// What no run could have.
+fn check(args: &TrainArgs, settings: &Settings) -> anyhow::Result<()> {
+    settings.check().map_err(TrainError::from)?;
+    let flag = |flag, found: &str, expected: &str| {
+        Err(UserError::Flag { flag, found: found.into(), expected: expected.into() }.into())
+    };
+    if args.validation_windows == 0 {
+        return flag("--validation-windows", "0", "at least 1");
+    }
+    match settings.early_stopping_patience {
+        Some(patience) if args.validation.is_empty() => flag(
+            "--early-stopping-patience",
+            &patience.to_string(),
+            "a text to measure on: --validation FILE",
+        ),
+        _ => Ok(()),
+    }
+}
+
+/// All steps that are left; whether they ended before their number.
+fn steps(
+    session: &Session,
+    trainer: &mut Trainer<'_>,
+    settings: &Settings,
+    folder: &mut RunFolder,
+    mut validation: Option<&mut Validation>,
+) -> anyhow::Result<bool> {
+    let (first, steps, begun) = (trainer.done(), trainer.steps(), Instant::now());
+    let is_over = |validation: Option<&mut Validation>| validation.is_some_and(|found| found.is_exhausted());
+    let mut task = session.ui.task("training", steps as u64);
+    let mut tokens_read = 0;
+    while trainer.done() < steps && !is_over(validation.as_deref_mut()) {
+        let report = match trainer.step() {
+            Ok(report) => report,
+            Err(error) => {
+                if let Ok(Some(last)) = folder.snapshots.last() {
+                    session.ui.note(&format!("the last snapshot before that is {}", last.display()));
+                }
+                return Err(error.into());
+            }
+        };
+        tokens_read += report.tokens;
+        let is_last = report.step == steps;
+        let is_time = |every: usize| report.step.is_multiple_of(every) || is_last;
+        if is_time(settings.logging_steps) {
+            let elapsed = begun.elapsed().as_secs_f64();
+            session.ui.note(&progress(&report, steps, elapsed / (report.step - first) as f64));
+            folder.log(line(&report, elapsed, tokens_read))?;
+        }
+        if is_time(settings.check_orthonormality_steps) {
+            folder.log(json!({ "step": report.step, "orthonormality": trainer.orthonormality() }))?;
+        }
+        if is_time(settings.save_steps) {
+            keep(session, trainer, folder, validation.as_deref_mut())?;
+        }
+        task.at(report.step as u64, steps as u64);
+    }
+    task.finish();
+    let stopped = trainer.done() < steps;
+    if stopped {
+        session.ui.note(&format!("stopped at step {}: the validation text has it no better", trainer.done()));
+    }
+    Ok(stopped)
+}
+
+/// Measures, draws and saves. The log comes first: a run that is stopped in between drops what it says of this step, and does
+/// the step again.
+fn keep(
+    session: &Session,
+    trainer: &Trainer<'_>,
+    folder: &mut RunFolder,
+    validation: Option<&mut Validation>,
+) -> anyhow::Result<()> {
+    let (snapshot, step) = (trainer.snapshot(), trainer.done());
+    if let Some(validation) = validation {
+        let perplexity = validation.measure(trainer.student(), step)?;
+        session.ui.note(&format!("step {step}: perplexity {perplexity:.3}"));
+        folder.log(json!({ "step": step, "validation_perplexity": perplexity }))?;
+        if validation.best().is_some_and(|(best, _)| best == step) {
+            folder.snapshots.save_best(&snapshot)?;
+        }
+    }
+    folder.draw()?;
+    folder.snapshots.save(&snapshot)?;
+    Ok(())
+}
+
+/// The snapshot to write: the best on the validation text, else the last; and whether it is the best.
+fn chosen(
+    session: &Session,
+    trainer: &Trainer<'_>,
+    folder: &RunFolder,
+    validation: Option<&Validation>,
+) -> (Snapshot, bool) {
+    let last = trainer.snapshot();
+    let Some((step, perplexity)) = validation.and_then(Validation::best) else { return (last, false) };
+    if let Some(before) = validation.and_then(Validation::before).filter(|before| *before <= perplexity) {
+        session.ui.note(&format!(
+            "note: training has not helped: perplexity {before:.3} before, {perplexity:.3} at its best; try other \
+             learning rates"
+        ));
+    }
+    if step == last.step {
+        return (last, true);
+    }
+    match folder.snapshots.best() {
+        Ok(best) => (best, true),
+        Err(error) => {
+            session.ui.note(&format!("note: {error}; writing the last step, not the best, {step}"));
+            (last, false)
+        }
+    }
+}
+
 /// `OUT.run`.
 fn beside(output: &Path) -> PathBuf {
     let mut name = output.as_os_str().to_owned();
     name.push(".run");
     name.into()
-}
-
-/// The settings of the file, with the flags over them.
-fn settings(args: &TrainArgs) -> anyhow::Result<Settings> {
-    let mut settings = match &args.config {
-        None => Settings::default(),
-        Some(path) => {
-            let bad = |reason: String| UserError::Settings { path: path.display().to_string(), reason };
-            let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-            toml::from_str(&text).map_err(|e| bad(e.message().to_owned()))?
-        }
-    };
-    let SettingArgs { loss, schedule, .. } = &args.settings;
-    if let Some(loss) = loss {
-        settings.loss = match loss {
-            args::Loss::Lm => Loss::Lm,
-            args::Loss::Kl => Loss::Kl,
-            args::Loss::Distillation => Loss::Distillation,
-            args::Loss::Reconstruction => Loss::Reconstruction,
-        };
-    }
-    if let Some(schedule) = schedule {
-        settings.schedule = match schedule {
-            args::Schedule::Constant => Schedule::Constant,
-            args::Schedule::Linear => Schedule::Linear,
-            args::Schedule::Cosine => Schedule::Cosine,
-        };
-    }
-    let given = &args.settings;
-    settings.max_steps = given.max_steps.or(settings.max_steps);
-    settings.seed = given.seed.unwrap_or(settings.seed);
-    for (setting, given) in [
-        (&mut settings.euclidean_lr, given.euclidean_lr),
-        (&mut settings.riemannian_lr, given.riemannian_lr),
-        (&mut settings.max_grad_norm, given.max_grad_norm),
-        (&mut settings.weight_decay, given.weight_decay),
-        (&mut settings.temperature, given.temperature),
-        (&mut settings.distillation_alpha, given.distillation_alpha),
-        (&mut settings.reconstruction_alpha, given.reconstruction_alpha),
-    ] {
-        *setting = given.unwrap_or(*setting);
-    }
-    for (setting, given) in [
-        (&mut settings.num_epochs, given.num_epochs),
-        (&mut settings.batch_size, given.batch_size),
-        (&mut settings.max_length, given.max_length),
-        (&mut settings.gradient_accumulation_steps, given.gradient_accumulation_steps),
-        (&mut settings.warmup_steps, given.warmup_steps),
-        (&mut settings.logging_steps, given.logging_steps),
-        (&mut settings.save_steps, given.save_steps),
-        (&mut settings.save_total_limit, given.save_total_limit),
-        (&mut settings.check_orthonormality_steps, given.check_orthonormality_steps),
-    ] {
-        *setting = given.unwrap_or(*setting);
-    }
-    Ok(settings)
 }
 
 /// The snapshot to go on from; what was damaged is said.
@@ -204,46 +231,6 @@ fn newest(session: &Session, run_dir: &Path, settings: &Settings) -> anyhow::Res
         None => session.ui.note("note: there is no snapshot yet; beginning anew"),
     }
     Ok(found)
-}
-
-/// The donor, which has to read the text as the model does.
-fn donor(session: &Session, args: &TrainArgs, opened: &Opened, tokens: &[u32]) -> anyhow::Result<Opened> {
-    let name = match &args.teacher {
-        Some(name) => name.clone(),
-        None => recorded_donor(opened).ok_or_else(|| UserError::NoDonor { path: args.model.clone() })?,
-    };
-    let donor = session.open(&name)?;
-    let theirs = session.tokens(&donor.model, &args.data, &args.text_field)?;
-    let compared = COMPARED_TOKENS.min(tokens.len().max(theirs.len()));
-    match (0..compared).find(|&place| tokens.get(place) != theirs.get(place)) {
-        Some(place) => Err(UserError::OtherTokenizer { teacher: name, place }.into()),
-        None => Ok(donor),
-    }
-}
-
-/// The donor that `shrink.json` names.
-fn recorded_donor(opened: &Opened) -> Option<String> {
-    let text = std::fs::read_to_string(opened.model.folder().join("shrink.json")).ok()?;
-    let record: Value = serde_json::from_str(&text).ok()?;
-    record["donor"]["name"].as_str().map(str::to_owned)
-}
-
-/// The original `W_k` and `W_v`: of the folder, or of the teacher that was named.
-fn originals(
-    session: &Session,
-    opened: &Opened,
-    donor: Option<&Opened>,
-    section: &MlaSection,
-) -> anyhow::Result<Originals> {
-    let source: &Model = match (section.store_original_weights, donor) {
-        (true, _) => &opened.model,
-        (false, Some(donor)) => &donor.model,
-        (false, None) => {
-            return Err(UserError::NoOriginals { path: opened.model.folder().display().to_string() }.into());
-        }
-    };
-    let latent: Vec<bool> = section.layers.iter().map(Option::is_some).collect();
-    Originals::load(source, &latent, &session.device).map_err(source_error)
 }
 
 fn trainable(trainer: &Trainer<'_>) -> usize {
@@ -260,19 +247,6 @@ fn note_sizes(session: &Session, trainer: &Trainer<'_>) {
         100.0 * trainable as f64 / total as f64,
         trainer.steps()
     ));
-}
-
-/// Perplexity on the validation text, where there is one.
-fn validated(
-    decoder: &Decoder,
-    tokens: Option<&[u32]>,
-    args: &TrainArgs,
-    settings: &Settings,
-) -> anyhow::Result<Option<f64>> {
-    let Some(tokens) = tokens else { return Ok(None) };
-    let windowing = Windowing::Consecutive { length: settings.max_length };
-    let limit = Some(args.validation_windows);
-    Ok(Some(perplexity(decoder, tokens, windowing, limit, Pass::Full, &mut |_, _| {})?.perplexity))
 }
 
 /// A step's line of the log.
@@ -314,26 +288,26 @@ fn write(
     session: &Session,
     opened: &Opened,
     section: MlaSection,
-    trainer: &Trainer<'_>,
+    trained: &Snapshot,
     settings: &Settings,
     output: Output,
 ) -> anyhow::Result<()> {
     let mut factors = WeightMap::new(opened.model.config().clone());
-    for (slot, matrix) in trainer.snapshot().factors {
-        factors.insert(slot, matrix.transpose());
+    for (slot, matrix) in &trained.factors {
+        factors.insert(*slot, matrix.transpose());
     }
     let folder = opened.model.folder();
     let mut extra = Vec::new();
     let record = std::fs::read_to_string(folder.join("shrink.json")).ok();
     let mut record: Value =
         record.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(|| json!({}));
-    record["training"] = json!({ "settings": settings, "steps": trainer.done(), "model": opened.name() });
+    record["training"] = json!({ "settings": settings, "steps": trained.step, "model": opened.name() });
     extra.push(("shrink.json".to_owned(), format!("{record:#}\n").into_bytes()));
     if let Ok(card) = std::fs::read_to_string(folder.join("README.md")) {
         let trained = format!(
             "\nTrained by shrink {}: {} steps, loss {}.\n",
             env!("CARGO_PKG_VERSION"),
-            trainer.done(),
+            trained.step,
             settings.objective().name()
         );
         extra.push(("README.md".to_owned(), (card + &trained).into_bytes()));

@@ -7,7 +7,7 @@ use handlers::Model;
 use mla_core::decoder::{AttentionKind, LatentWidth, PositionKind};
 use mla_core::generate::{GenerateOptions, generate};
 use mla_core::{
-    Decoder, DecoderConfig, LayerSlot, Matrix, Padding, Part, Patch, Slot, WeightMap, WeightSource,
+    Attention, Decoder, DecoderConfig, LayerSlot, Matrix, Padding, Part, Patch, Slot, WeightMap, WeightSource,
 };
 
 use crate::conversion::{exact, exact_where, random};
@@ -233,4 +233,35 @@ fn a_cache_of_the_donor_does_not_serve_its_conversion() {
     let factors = exact(&model);
     let mut cache = load(&model).cache(Padding::none(1), 4);
     drop(load(&factors.over(&model)).hidden_cached(&[vec![1, 2]], &mut cache));
+}
+
+/// A teacher beside its student: the same model as alone, with one parameter for what both have alike.
+#[test]
+fn a_donor_beside_its_conversion_shares_what_is_alike() {
+    every_random_twin(|name, model, student, golden| {
+        let ids = &golden.ids("prefill.ids")[0];
+        let donor = Decoder::load_beside(model, &Device::flex(), student).expect("a twin");
+        assert_eq!(logits(&donor, ids), logits(&load(model), ids), "{name}");
+        assert_eq!(donor.tokens.weight.id, student.tokens.weight.id, "{name}");
+        for (theirs, ours) in donor.blocks.iter().zip(&student.blocks) {
+            let (Attention::Grouped(a), Attention::Latent(b)) = (&theirs.attention, &ours.attention) else {
+                panic!("{name}: a donor and its conversion")
+            };
+            assert_eq!((a.q_proj.weight.id, a.o_proj.weight.id), (b.q_proj.weight.id, b.o_proj.weight.id));
+        }
+    });
+    // Another model of the same shape has nothing in common with it.
+    let model = open("llama");
+    let other = load(&random(&model, 4, 4, 1).over(&model));
+    let mut moved = WeightMap::new(model.config().clone());
+    let slot = Slot::Layer(1, LayerSlot::Query(Part::Weight));
+    let w_q = Matrix::from_tensor(&model.matrix(slot, &Device::flex()).expect("W_q"));
+    moved.insert(slot, Matrix::new(w_q.rows, w_q.cols, w_q.data.iter().map(|x| x + 1e-6).collect()));
+    let beside = Decoder::load_beside(&moved.over(&model), &Device::flex(), &other).expect("a model");
+    let id = |decoder: &Decoder, layer: usize| match &decoder.blocks[layer].attention {
+        Attention::Grouped(attention) => attention.q_proj.weight.id,
+        Attention::Latent(attention) => attention.q_proj.weight.id,
+    };
+    assert_eq!(id(&beside, 0), id(&other, 0));
+    assert_ne!(id(&beside, 1), id(&other, 1), "one number differs in its last digits");
 }

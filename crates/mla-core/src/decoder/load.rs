@@ -55,6 +55,15 @@ impl Decoder {
     /// # Errors
     /// When the source fails.
     pub fn load<S: WeightSource>(source: &S, device: &Device) -> Result<Self, SourceError> {
+        Self::load_with(source, device, |block, _| block)
+    }
+
+    /// Loads a whole model; every block goes through `each`, with its layer, before the next is read.
+    pub(super) fn load_with<S: WeightSource>(
+        source: &S,
+        device: &Device,
+        each: impl Fn(Block, usize) -> Block,
+    ) -> Result<Self, SourceError> {
         let config = source.config().clone();
         let read = Reader { source, device };
         let positions = match config.position {
@@ -67,7 +76,8 @@ impl Decoder {
         };
         let mut blocks = Vec::with_capacity(config.n_layers());
         for layer in 0..config.n_layers() {
-            blocks.push(read.block(layer, &blocks)?);
+            let block = read.block(layer, &blocks)?;
+            blocks.push(each(block, layer));
         }
         Ok(Self {
             tokens: read.embedding(Slot::TokenEmbedding)?,

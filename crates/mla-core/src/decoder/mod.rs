@@ -7,6 +7,7 @@ mod mlp;
 mod model;
 mod norm;
 mod reader;
+mod share;
 
 pub use block::Block;
 pub use config::{

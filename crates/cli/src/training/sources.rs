@@ -1,0 +1,52 @@
+//! Who takes part in a run beside the model that trains: its teacher, the matrices it came from.
+
+use handlers::{MlaSection, Model};
+use serde_json::Value;
+use train::Originals;
+
+use crate::args::TrainArgs;
+use crate::error::UserError;
+use crate::session::{Opened, Session, source_error};
+
+/// Tokens by which two tokenizers are compared.
+const COMPARED_TOKENS: usize = 10_000;
+
+/// The donor, which has to read the text as the model does.
+pub fn donor(session: &Session, args: &TrainArgs, opened: &Opened, tokens: &[u32]) -> anyhow::Result<Opened> {
+    let name = match &args.teacher {
+        Some(name) => name.clone(),
+        None => recorded_donor(opened).ok_or_else(|| UserError::NoDonor { path: args.model.clone() })?,
+    };
+    let donor = session.open(&name)?;
+    let theirs = session.tokens(&donor.model, &args.data, &args.text_field)?;
+    let compared = COMPARED_TOKENS.min(tokens.len().max(theirs.len()));
+    match (0..compared).find(|&place| tokens.get(place) != theirs.get(place)) {
+        Some(place) => Err(UserError::OtherTokenizer { teacher: name, place }.into()),
+        None => Ok(donor),
+    }
+}
+
+/// The donor that `shrink.json` names.
+fn recorded_donor(opened: &Opened) -> Option<String> {
+    let text = std::fs::read_to_string(opened.model.folder().join("shrink.json")).ok()?;
+    let record: Value = serde_json::from_str(&text).ok()?;
+    record["donor"]["name"].as_str().map(str::to_owned)
+}
+
+/// The original `W_k` and `W_v`: of the folder, or of the teacher that was named.
+pub fn originals(
+    session: &Session,
+    opened: &Opened,
+    donor: Option<&Opened>,
+    section: &MlaSection,
+) -> anyhow::Result<Originals> {
+    let source: &Model = match (section.store_original_weights, donor) {
+        (true, _) => &opened.model,
+        (false, Some(donor)) => &donor.model,
+        (false, None) => {
+            return Err(UserError::NoOriginals { path: opened.model.folder().display().to_string() }.into());
+        }
+    };
+    let latent: Vec<bool> = section.layers.iter().map(Option::is_some).collect();
+    Originals::load(source, &latent, &session.device).map_err(source_error)
+}
