@@ -2,6 +2,8 @@
 //!
 //! Exit codes: 0 done, 1 the user's to mend, 2 usage (clap), 70 a bug of ours.
 
+mod malloc;
+
 use std::io::Write;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
@@ -12,6 +14,7 @@ use cli::args::Cli;
 const BUG: u8 = 70;
 
 fn main() -> ExitCode {
+    malloc::keep_freed_blocks();
     let cli = Cli::parse();
     match catch_unwind(AssertUnwindSafe(|| cli::run(cli, handlers::Registry::builtin()))) {
         Ok(Ok(())) => ExitCode::SUCCESS,

@@ -16,11 +16,13 @@ pub mod attention;
 pub mod cache;
 pub mod decoder;
 pub mod generate;
+mod linear;
 mod source;
 mod weights;
 
 pub use attention::{Attention, Padding};
 pub use cache::{Cache, CacheError, Memory, PassLatents};
 pub use decoder::{Block, Decoder, DecoderConfig};
+pub use linear::linear;
 pub use source::{Patch, SourceError, WeightMap, WeightSource};
 pub use weights::{LayerSlot, Matrix, Part, Slot};

@@ -83,6 +83,9 @@ pub(crate) fn head_loss(
 }
 
 /// Turns a row of logits into the loss's gradient with respect to them; its cross-entropy and its KL.
+///
+/// Each exponential is taken once. With `q_i = a_i / A` and `p_i = b_i / B`, where `a_i = exp((z_i − max z) / T)` and B, b
+/// likewise of the teacher's logits y, `KL = Σ p_i (log b_i − log a_i) − log B + log A`, which takes no logarithm an element.
 fn into_gradient(
     row: &mut [f32],
     teacher: Option<&[f32]>,
@@ -91,47 +94,49 @@ fn into_gradient(
     scored: f64,
 ) -> [f64; 2] {
     let Weights { lm, kl, temperature, .. } = weights;
-    let (plain, softened) = (LogSum::of(row, 1.0), LogSum::of(row, temperature));
-    let loss = plain.log_z - f64::from(row[target]);
+    let plain = Softmax::of(row, 1.0);
+    let loss = plain.sum.ln() - f64::from(row[target] - plain.top);
     let Some(teacher) = teacher else {
-        row.iter_mut().for_each(|z| *z = (lm / scored * plain.probability(*z)) as f32);
+        let share = (lm / scored / plain.sum) as f32;
+        row.iter_mut().zip(&plain.terms).for_each(|(z, term)| *z = share * term);
         row[target] -= (lm / scored) as f32;
         return [loss, 0.0];
     };
-    let theirs = LogSum::of(teacher, temperature);
-    let mut divergence = 0.0;
-    for (z, &y) in row.iter_mut().zip(teacher) {
-        let (q, p) = (softened.probability(*z), theirs.probability(y));
-        if p > 0.0 {
-            divergence += p * (theirs.log_probability(y) - softened.log_probability(*z));
-        }
-        let of_lm = if lm == 0.0 { 0.0 } else { lm * plain.probability(*z) };
-        *z = ((of_lm + kl * (q - p) / temperature) / scored) as f32;
+    let theirs = Softmax::of(teacher, temperature);
+    let softened = if temperature == 1.0 { None } else { Some(Softmax::of(row, temperature)) };
+    let ours = softened.as_ref().unwrap_or(&plain);
+    let mut gap = 0.0;
+    for ((z, y), p) in row.iter().zip(teacher).zip(&theirs.terms) {
+        gap += f64::from(*p) * f64::from((y - theirs.top) - (z - ours.top));
+    }
+    let divergence = gap / temperature / theirs.sum - theirs.sum.ln() + ours.sum.ln();
+    let [of_lm, of_ours, of_theirs] = [
+        lm / scored / plain.sum,
+        kl / temperature / scored / ours.sum,
+        kl / temperature / scored / theirs.sum,
+    ]
+    .map(|share| share as f32);
+    for (((z, plain), q), p) in row.iter_mut().zip(&plain.terms).zip(&ours.terms).zip(&theirs.terms) {
+        *z = of_lm * plain + (of_ours * q - of_theirs * p);
     }
     row[target] -= (lm / scored) as f32;
     [loss, divergence]
 }
 
-/// `log Σ exp(z / T)` of a row.
-struct LogSum {
-    log_z: f64,
-    temperature: f64,
+/// The numerators of a softmax and their sum, in f64.
+struct Softmax {
+    top: f32,
+    terms: Vec<f32>,
+    sum: f64,
 }
 
-impl LogSum {
+impl Softmax {
     fn of(row: &[f32], temperature: f64) -> Self {
-        let top = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max)) / temperature;
-        let scale = 1.0 / temperature;
-        let sum: f64 = row.iter().map(|&z| f64::from(((f64::from(z) * scale - top) as f32).exp())).sum();
-        Self { log_z: top + sum.ln(), temperature }
-    }
-
-    fn log_probability(&self, z: f32) -> f64 {
-        f64::from(z) / self.temperature - self.log_z
-    }
-
-    fn probability(&self, z: f32) -> f64 {
-        f64::from((self.log_probability(z) as f32).exp())
+        let top = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let scale = (1.0 / temperature) as f32;
+        let terms: Vec<f32> = row.iter().map(|&z| ((z - top) * scale).exp()).collect();
+        let sum = terms.iter().map(|&term| f64::from(term)).sum();
+        Self { top, terms, sum }
     }
 }
 

@@ -34,7 +34,11 @@ pub fn run(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
             object["mla"] = json!(section);
             let layers = recorded_layers(&path)?;
             text += &converted(&config, &section, &layers);
-            text += &format!("\nshrink train moves {} of the {} numbers\n", share(trainable, parameters), count(parameters));
+            text += &format!(
+                "\nshrink train moves {} of the {} numbers\n",
+                share(trainable, parameters),
+                count(parameters)
+            );
             object["layers"] = layers;
         }
         None => {

@@ -7,6 +7,7 @@ use burn::tensor::Tensor;
 use super::frame::Frame;
 use super::scores::{attend, split_heads};
 use crate::cache::Memory;
+use crate::linear::linear;
 
 /// Grouped-query attention (Ainslie et al. 2023); multi-head and multi-query are its ends.
 #[derive(Module, Debug)]
@@ -31,7 +32,7 @@ impl GroupedAttention {
     /// # Shapes
     /// - `h`: `[batch, t, d_model]` → both `[batch, t, d_kv]`
     pub fn project(&self, h: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        (self.k_proj.forward(h.clone()), self.v_proj.forward(h))
+        (linear(&self.k_proj, h.clone()), linear(&self.v_proj, h))
     }
 
     /// What the layer adds to the residual stream, given keys and values from [`project`](Self::project).
@@ -52,11 +53,11 @@ impl GroupedAttention {
         layer: usize,
         memory: &mut Memory<'_>,
     ) -> Tensor<3> {
-        let q = frame.rotate(split_heads(self.q_proj.forward(h), self.n_heads));
+        let q = frame.rotate(split_heads(linear(&self.q_proj, h), self.n_heads));
         let k = frame.rotate(split_heads(k, self.n_kv_heads));
         let v = split_heads(v, self.n_kv_heads);
         let (k, v) = memory.keys_values(layer, frame.past(), k, v);
-        self.o_proj.forward(attend(q, k, v, frame.sight(layer)))
+        linear(&self.o_proj, attend(q, k, v, frame.sight(layer)))
     }
 
     /// # Shapes

@@ -11,6 +11,7 @@ use super::frame::Frame;
 use super::projections::{CrossTerms, Projections};
 use super::scores::{attend, split_heads};
 use crate::cache::Memory;
+use crate::linear::linear;
 use crate::weights::LayerSlot;
 
 /// Attention that caches latents and rebuilds keys and values from them.
@@ -88,10 +89,10 @@ impl LatentAttention {
     /// # Shapes
     /// - `h`: `[batch, t_q, d_model]`, `k`, `v`: `[batch, t_kv, d_kv]` → `[batch, t_q, d_model]`
     pub fn attend(&self, h: Tensor<3>, k: Tensor<3>, v: Tensor<3>, frame: &Frame, layer: usize) -> Tensor<3> {
-        let q = frame.rotate(split_heads(self.q_proj.forward(h), self.n_heads));
+        let q = frame.rotate(split_heads(linear(&self.q_proj, h), self.n_heads));
         let k = frame.rotate_everything(split_heads(k, self.n_kv_heads));
         let v = split_heads(v, self.n_kv_heads);
-        self.o_proj.forward(attend(q, k, v, frame.sight(layer)))
+        linear(&self.o_proj, attend(q, k, v, frame.sight(layer)))
     }
 
     /// # Shapes

@@ -7,6 +7,8 @@ use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 
+use crate::linear::linear;
+
 /// `W_down` and `W_up` of one layer.
 #[derive(Module, Debug)]
 #[expect(clippy::large_enum_variant, reason = "a model has one a layer, and most often of the larger kind")]
@@ -62,9 +64,9 @@ impl Projections {
     pub fn down(&self, h: Tensor<3>) -> Tensor<3> {
         match self {
             Projections::Split(split) => {
-                Tensor::cat(vec![split.down_k.forward(h.clone()), split.down_v.forward(h)], 2)
+                Tensor::cat(vec![linear(&split.down_k, h.clone()), linear(&split.down_v, h)], 2)
             }
-            Projections::Joint(joint) => joint.down.forward(h),
+            Projections::Joint(joint) => linear(&joint.down, h),
         }
     }
 
@@ -76,9 +78,9 @@ impl Projections {
         match self {
             Projections::Split(split) => {
                 let [latent_k, latent_v] = split.halves(latents);
-                (split.up_k.forward(latent_k), split.up_v.forward(latent_v))
+                (linear(&split.up_k, latent_k), linear(&split.up_v, latent_v))
             }
-            Projections::Joint(joint) => in_two(joint.up.forward(latents)),
+            Projections::Joint(joint) => in_two(linear(&joint.up, latents)),
         }
     }
 }
@@ -112,7 +114,7 @@ impl CrossTerms {
             }
             Projections::Joint(_) => (read(None), read(None)),
         };
-        (self.key.forward(for_keys), self.value.forward(for_values))
+        (linear(&self.key, for_keys), linear(&self.value, for_values))
     }
 }
 

@@ -7,6 +7,8 @@ use burn::tensor::{Int, Tensor, TensorData};
 
 use super::config::Activation;
 
+use crate::linear::linear;
+
 /// The MLP of a block.
 #[derive(Module, Debug)]
 pub enum Mlp {
@@ -55,7 +57,7 @@ pub struct PlainMlp {
 
 impl PlainMlp {
     fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        self.down.forward(self.activation.apply(self.up.forward(x)))
+        linear(&self.down, self.activation.apply(linear(&self.up, x)))
     }
 }
 
@@ -75,8 +77,8 @@ pub struct GatedMlp {
 
 impl GatedMlp {
     fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let gate = self.activation.apply(self.gate.forward(x.clone()));
-        self.down.forward(gate * self.up.forward(x))
+        let gate = self.activation.apply(linear(&self.gate, x.clone()));
+        linear(&self.down, gate * linear(&self.up, x))
     }
 }
 

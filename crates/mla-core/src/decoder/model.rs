@@ -2,7 +2,6 @@
 
 use burn::module::Module;
 use burn::nn::{Embedding, Linear};
-use burn::tensor::module::linear;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::block::Block;
@@ -11,6 +10,7 @@ use super::load::{frame, ids_tensor};
 use super::norm::Norm;
 use crate::attention::{Frame, Padding};
 use crate::cache::{Cache, CacheError, Memory};
+use crate::linear::linear;
 
 /// Up to this many rows, a product reads the embedding row by row (`E hᵀ`) faster than transposed (`h Eᵀ`): one row of
 /// 1×576×49152 took 5 ms against 213 on the CPU backend.
@@ -97,7 +97,7 @@ impl Decoder {
     /// - `hidden`: `[batch, t, d_model]` → `[batch, t, vocab_size]`
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
         match &self.head {
-            Some(head) => head.forward(hidden),
+            Some(head) => linear(head, hidden),
             None => tied_logits(hidden, self.tokens.weight.val()),
         }
     }
@@ -135,13 +135,13 @@ impl Decoder {
 /// # Shapes
 /// - `hidden`: `[batch, t, d_model]`, `embedding`: `[vocab_size, d_model]` → `[batch, t, vocab_size]`
 fn tied_logits(hidden: Tensor<3>, embedding: Tensor<2>) -> Tensor<3> {
-    let [batch, t, d_model] = hidden.dims();
-    if batch * t > FEW_ROWS {
-        return linear(hidden, embedding.transpose(), None);
-    }
-    let [vocab_size, _] = embedding.dims();
-    let columns = hidden.reshape([batch * t, d_model]).transpose();
-    embedding.matmul(columns).transpose().reshape([batch, t, vocab_size])
+    let ([batch, t, d_model], [vocab_size, _]) = (hidden.dims(), embedding.dims());
+    let rows = hidden.reshape([batch * t, d_model]);
+    let logits = match batch * t > FEW_ROWS {
+        true => rows.matmul(embedding.transpose()),
+        false => embedding.matmul(rows.transpose()).transpose(),
+    };
+    logits.reshape([batch, t, vocab_size])
 }
 
 /// The common length of a batch.
