@@ -9,6 +9,7 @@ mod convert;
 mod markdown;
 mod peer;
 mod quality;
+mod recovery;
 mod run;
 mod setting;
 mod stiefel;
@@ -38,6 +39,11 @@ pub enum Bench {
     Big(big::Request),
     /// A step of Riemannian Adam beside geoopt's: stiefel.json, stiefel.md
     Stiefel(stiefel::Request),
+    /// Perplexity that training brings back, by conversion, loss and rates: recovery.json, recovery.md
+    #[command(after_help = "Examples:
+  cargo xtask bench recovery --models ~/models --resume
+  cargo xtask bench recovery --models ~/models --only 'separate 4x'")]
+    Recovery(recovery::Request),
     /// A step of training beside cacheshrink's: train.json, train.md
     Train(train::Request),
 }
@@ -69,6 +75,7 @@ pub fn run(workspace: &Workspace, bench: &Bench) -> Result<bool> {
         Bench::Convert(request) => convert::run(workspace, request).map(|()| true),
         Bench::Big(request) => big::run(workspace, request),
         Bench::Stiefel(request) => stiefel::run(workspace, request),
+        Bench::Recovery(request) => recovery::run(workspace, request).map(|()| true),
         Bench::Train(request) => train::run(workspace, request),
     }
 }
