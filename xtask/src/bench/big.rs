@@ -95,7 +95,7 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
         bail!("{} has {free} free; the model and its conversion need {needed}", workspace.target.display());
     }
     let shrink = request.common.shrink(workspace)?;
-    let setting = Setting::now(&workspace.root, shrink.version().to_owned());
+    let setting = request.common.setting(workspace, shrink.version());
     let (donor, output) = (shrink.scratch().join("qwen2.5-7b-synthetic"), shrink.scratch().join("out"));
     println!("==> writing {} of random weights to {}", bytes(model.weight_bytes() as f64), donor.display());
     let begun = Instant::now();

@@ -69,7 +69,7 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
     let (runs, windows, length) = if request.common.quick { (1, 2, 128) } else { (request.runs, 32, 512) };
     let shrink = request.common.shrink(workspace)?;
     let mut record = Record {
-        setting: Setting::now(&workspace.root, shrink.version().to_owned()),
+        setting: request.common.setting(workspace, shrink.version()),
         model: MODEL,
         windows,
         length,

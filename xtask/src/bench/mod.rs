@@ -23,6 +23,7 @@ use clap::{Args, Subcommand};
 
 use crate::workspace::Workspace;
 use run::Shrink;
+use setting::Setting;
 
 /// What can be measured.
 #[derive(Debug, Subcommand)]
@@ -57,9 +58,12 @@ pub struct Common {
     /// Folder for what is found [default: docs/bench; with --quick, bench-quick in the target folder]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// The program to measure, built of this tree [default: it is built first]
+    /// The program to measure [default: it is built of this tree first]
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
+    /// The commit that program was built of, for the record [default: unknown with --binary, else the tree's]
+    #[arg(long, value_name = "COMMIT", requires = "binary")]
+    revision: Option<String>,
     /// As little as shows that the benchmark works; its numbers mean nothing
     #[arg(long)]
     quick: bool,
@@ -98,6 +102,15 @@ impl Common {
         };
         std::fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
         Ok(out)
+    }
+
+    /// Now and here, with the commit of the program that is measured.
+    fn setting(&self, workspace: &Workspace, program: &str) -> Setting {
+        let mut setting = Setting::now(&workspace.root, program.to_owned());
+        if self.binary.is_some() {
+            setting.revision = self.revision.clone().unwrap_or_else(|| "unknown".into());
+        }
+        setting
     }
 
     /// A copy of the program that no build replaces while it is measured.

@@ -14,7 +14,6 @@ use clap::Args;
 use serde_json::Value;
 
 use super::run::shown;
-use super::setting::Setting;
 use super::{Common, existing, write};
 use crate::workspace::Workspace;
 use grid::{Call, Subject};
@@ -54,7 +53,7 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
     }
     let models = request.common.models()?;
     let shrink = request.common.shrink(workspace)?;
-    let setting = Setting::now(&workspace.root, shrink.version().to_owned());
+    let setting = request.common.setting(workspace, shrink.version());
     for &subject in request.model.as_ref().map_or(Subject::ALL, std::slice::from_ref) {
         let folder = models.join(subject.folder());
         if !folder.join("config.json").exists() {

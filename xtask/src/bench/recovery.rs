@@ -13,7 +13,6 @@ use clap::Args;
 use serde_json::Value;
 
 use super::run::{Shrink, shown};
-use super::setting::Setting;
 use super::{Common, existing, write};
 use crate::workspace::Workspace;
 use record::{Conversion, Protocol, Record, Run, Trained};
@@ -84,7 +83,7 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
             let begun = Instant::now();
             let mut run = bench.train(&conversion, &trained, &folder, before.clone())?;
             run.elapsed_s = begun.elapsed().as_secs_f64();
-            run.setting = Some(Setting::now(&workspace.root, bench.shrink.version().to_owned()));
+            run.setting = Some(request.common.setting(workspace, bench.shrink.version()));
             record.keep(run);
             save(&record)?;
         }

@@ -86,7 +86,7 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
     shrink.json(&convert.into_iter().chain([(&converted).into(), (&model).into()]).collect::<Vec<_>>())?;
     let typed = arguments(Path::new("converted"), Path::new("out"), Path::new("calib.txt"), steps);
     let mut record = Record {
-        setting: Setting::now(&workspace.root, shrink.version().to_owned()),
+        setting: request.common.setting(workspace, shrink.version()),
         model: MODEL,
         batch: BATCH[0],
         length: BATCH[1],
