@@ -5,6 +5,7 @@ use mla_core::{Decoder, Matrix, Slot};
 
 use crate::backward::{Models, gradients};
 use crate::batches::Batches;
+use crate::eval::{EvalError, check};
 use crate::factors::{Factor, factors, replace};
 use crate::objective::{LossParts, Originals};
 use crate::optimise::{Optimiser, Rates, Remembered, orthonormality, values};
@@ -20,30 +21,9 @@ pub enum TrainError {
     /// A model without latents.
     #[error("nothing would train: no layer of the model has latents")]
     NothingToTrain,
-    /// Text shorter than a window.
-    #[error("the training text has {tokens} tokens, fewer than one window of {length}")]
-    TooShort {
-        /// Tokens of the text.
-        tokens: usize,
-        /// Tokens a window.
-        length: usize,
-    },
-    /// A window the model has no positions for.
-    #[error("windows of {length} tokens exceed the model's context of {max_positions}")]
-    TooLong {
-        /// Tokens a window.
-        length: usize,
-        /// The model's context.
-        max_positions: usize,
-    },
-    /// A token the model has no embedding for.
-    #[error("token {token} of the training text is outside the model's vocabulary of {vocab_size}")]
-    UnknownToken {
-        /// The offending id.
-        token: u32,
-        /// Rows of the embedding.
-        vocab_size: usize,
-    },
+    /// Text that the model cannot read, or too little of it.
+    #[error(transparent)]
+    Text(#[from] EvalError),
     /// A loss without the one who is imitated.
     #[error("the loss {loss} needs a teacher")]
     NeedsTeacher {
@@ -86,9 +66,7 @@ impl TrainError {
         let hint = match self {
             TrainError::Setting(_) => "shrink help train lists every setting with its default",
             TrainError::NothingToTrain => "train a converted folder: shrink convert MODEL -o OUT makes one",
-            TrainError::TooShort { .. } => "give more text, or shorten --max-length",
-            TrainError::TooLong { .. } => "shorten --max-length",
-            TrainError::UnknownToken { .. } => "the tokenizer does not belong to this model",
+            TrainError::Text(error) => return error.hint(),
             TrainError::NeedsTeacher { .. } => "name the donor with --teacher",
             TrainError::NeedsOriginals { .. } => {
                 "convert with --store-original-weights, or name the donor with --teacher"
@@ -110,17 +88,11 @@ impl TrainError {
 /// # Errors
 /// When there is not one window, or the model could not read it.
 pub fn windows(tokens: &[u32], length: usize, student: &Decoder) -> Result<Vec<Vec<u32>>, TrainError> {
-    let (vocab_size, max_positions) = (student.config().vocab_size, student.config().max_positions);
-    if length > max_positions {
-        return Err(TrainError::TooLong { length, max_positions });
+    check(student, tokens, length)?;
+    if tokens.len() < length {
+        return Err(EvalError::TooShort { tokens: tokens.len(), length }.into());
     }
-    if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
-        return Err(TrainError::UnknownToken { token, vocab_size });
-    }
-    match tokens.len() < length {
-        true => Err(TrainError::TooShort { tokens: tokens.len(), length }),
-        false => Ok(tokens.chunks_exact(length).map(<[u32]>::to_vec).collect()),
-    }
+    Ok(tokens.chunks_exact(length).map(<[u32]>::to_vec).collect())
 }
 
 /// Who takes part beside the student.
@@ -191,7 +163,7 @@ impl<'a> Trainer<'a> {
             return Err(TrainError::NothingToTrain);
         }
         if windows.is_empty() {
-            return Err(TrainError::TooShort { tokens: 0, length: settings.max_length });
+            return Err(EvalError::TooShort { tokens: 0, length: settings.max_length }.into());
         }
         if objective.needs_teacher() {
             let teacher = sources.teacher.ok_or(TrainError::NeedsTeacher { loss: objective.name() })?;

@@ -10,4 +10,5 @@ pub use divergence::{Divergence, compare};
 pub use memory::{CacheSize, cache_sizes};
 pub use perplexity::{Pass, Perplexity, perplexity};
 pub use score::EvalError;
+pub(crate) use score::check;
 pub use windows::{Window, Windowing};

@@ -123,7 +123,7 @@ pub(super) fn log_sum_exp(logits: &[f32]) -> f64 {
 }
 
 /// The ids are the model's and a window fits its context.
-pub(super) fn check(decoder: &Decoder, tokens: &[u32], length: usize) -> Result<(), EvalError> {
+pub(crate) fn check(decoder: &Decoder, tokens: &[u32], length: usize) -> Result<(), EvalError> {
     let (vocab_size, max_positions) = (decoder.config().vocab_size, decoder.config().max_positions);
     if length > max_positions {
         return Err(EvalError::TooLong { length, max_positions });
