@@ -88,7 +88,7 @@ pub struct Trained {
 }
 
 /// The program's default rates, and those found best of what docs/training.md lists.
-const RATES: [(f64, f64, bool); 2] = [(1e-5, 1e-4, true), (1e-3, 3e-3, false)];
+const RATES: [(f64, f64, bool); 2] = [(1e-5, 1e-4, true), (3e-3, 1e-2, false)];
 /// The control: all ranks full, so that it is the donor to rounding, with the matrices that train in its place.
 const CONTROL: &str = "donor";
 
