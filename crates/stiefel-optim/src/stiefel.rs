@@ -95,7 +95,7 @@ impl Stiefel {
 }
 
 impl Manifold for Stiefel {
-    /// The orthogonal factor of the polar decomposition, see [`retraction::polar`].
+    /// The orthogonal factor of the polar decomposition, see [`Retraction::Polar`].
     fn project<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
         self.turned(retraction::polar::factor(self.point(&x)))
     }
