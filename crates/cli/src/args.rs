@@ -62,6 +62,8 @@ pub enum Command {
     Generate(GenerateArgs),
     /// Tabulate cache sizes from a configuration alone
     Memory(MemoryArgs),
+    /// Time prefill and decoding at given contexts
+    Bench(BenchArgs),
     /// Verify a converted folder: tensors, shapes, finite weights, orthonormal W_up, recorded ranks
     Check(CheckArgs),
 }
@@ -466,6 +468,33 @@ pub struct MemoryArgs {
     /// Type of a cached number
     #[arg(long, value_enum, default_value_t = StoreDtype::F16, value_name = "DTYPE")]
     pub dtype: StoreDtype,
+}
+
+/// `shrink bench`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A decoding step is timed after the cache was filled with random numbers, --repeat times, and the \
+median printed. Prefill is timed on random tokens, 512 a pass, as `shrink generate` takes them.
+
+Examples:
+  shrink bench ./out --context 128,4096 --batch-size 1,8
+  shrink bench ./out --context 0 --prefill 512 --json"
+)]
+pub struct BenchArgs {
+    /// A model folder or hub id
+    pub model: String,
+    /// Tokens in the cache before a decoding step
+    #[arg(long, value_delimiter = ',', default_value = "128,1024", value_name = "N,…")]
+    pub context: Vec<usize>,
+    /// Sequences at a time
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,…")]
+    pub batch_size: Vec<usize>,
+    /// Time prompts of so many tokens too
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub prefill: Vec<usize>,
+    /// Measurements behind a median
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub repeat: usize,
 }
 
 /// `shrink check`.

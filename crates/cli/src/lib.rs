@@ -35,6 +35,7 @@ pub fn run(cli: Cli, registry: Registry) -> anyhow::Result<()> {
         Command::Train(args) => commands::train::run(&session, &args),
         Command::Eval(args) => commands::eval::run(&session, &args),
         Command::Generate(args) => commands::generate::run(&session, &args),
+        Command::Bench(args) => commands::bench::run(&session, &args),
         Command::Memory(args) => commands::memory::run(&session, &args),
         Command::Check(args) => commands::check::run(&session, &args),
     }

@@ -1,5 +1,6 @@
 //! One file a command: read the arguments, call the crates, print.
 
+pub mod bench;
 pub mod check;
 pub mod compare;
 pub mod convert;

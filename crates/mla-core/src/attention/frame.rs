@@ -1,6 +1,8 @@
 //! What every layer of one pass shares: positions, rotations and what each query may see.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::OnceLock;
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
@@ -56,15 +58,15 @@ impl Padding {
 pub struct Frame {
     past: usize,
     t_q: usize,
-    rotations: Option<Rotations>,
-    sight: BTreeMap<Option<usize>, Sight>,
+    padding: Padding,
+    rope: Option<RopeTable>,
+    /// The rotation of this pass's columns.
+    rotation: Option<Rotation>,
+    /// One entry a layer.
     windows: Vec<Option<usize>>,
-}
-
-#[derive(Clone, Debug)]
-struct Rotations {
-    queries: Rotation,
-    everything: Rotation,
+    /// What each window lets the queries see of all columns, made when a layer first asks.
+    sight: BTreeMap<Option<usize>, OnceLock<Sight>>,
+    device: Device,
 }
 
 /// Which columns the queries of a layer may see.
@@ -88,18 +90,19 @@ impl Frame {
         t_q: usize,
         device: &Device,
     ) -> Self {
-        let rotations = rope.map(|table| {
-            let rows = |start, count| match padding.is_none() {
-                true => table.span(start, count),
-                false => table.gather(padding.positions(start, count), padding.batch()),
-            };
-            Rotations { queries: rows(past, t_q), everything: rows(0, past + t_q) }
-        });
-        let mut sight = BTreeMap::new();
-        for &window in &windows {
-            sight.entry(window).or_insert_with(|| Sight::new(window, padding, past, t_q, device));
-        }
-        Self { past, t_q, rotations, sight, windows }
+        let sight = windows.iter().map(|&window| (window, OnceLock::new())).collect();
+        let mut frame = Self {
+            past,
+            t_q,
+            padding: padding.clone(),
+            rope: rope.cloned(),
+            rotation: None,
+            windows,
+            sight,
+            device: device.clone(),
+        };
+        frame.rotation = frame.rotation_of(past..past + t_q);
+        frame
     }
 
     /// Columns that were there before this pass.
@@ -112,44 +115,87 @@ impl Frame {
         self.t_q
     }
 
+    /// Columns there are after this pass.
+    pub fn t_kv(&self) -> usize {
+        self.past + self.t_q
+    }
+
+    /// Whether queries and keys are rotated.
+    pub(super) fn rotates(&self) -> bool {
+        self.rope.is_some()
+    }
+
     /// Rotates the heads of this pass's columns (identity for learned positions).
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, heads, t_q, d_head]` → the same
     pub(super) fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        match &self.rotations {
-            Some(rotations) => rotations.queries.apply(x),
+        match &self.rotation {
+            Some(rotation) => rotation.apply(x),
             None => x,
         }
     }
 
-    /// Rotates the heads of all columns, past ones too (identity for learned positions).
-    pub(super) fn rotate_everything(&self, x: Tensor<4>) -> Tensor<4> {
-        match &self.rotations {
-            Some(rotations) => rotations.everything.apply(x),
+    /// Rotates the heads of any columns, past ones too (identity for learned positions).
+    ///
+    /// # Shapes
+    /// - `x`: `[batch, heads, columns, d_head]` → the same
+    pub(super) fn rotate_columns(&self, x: Tensor<4>, columns: Range<usize>) -> Tensor<4> {
+        match self.rotation_of(columns) {
+            Some(rotation) => rotation.apply(x),
             None => x,
         }
     }
 
+    fn rotation_of(&self, columns: Range<usize>) -> Option<Rotation> {
+        let table = self.rope.as_ref()?;
+        Some(match self.padding.is_none() {
+            true => table.span(columns.start, columns.len()),
+            false => table.gather(self.padding.positions(columns.start, columns.len()), self.padding.batch()),
+        })
+    }
+
+    /// What the queries of a layer see of all columns.
     pub(super) fn sight(&self, layer: usize) -> &Sight {
-        &self.sight[&self.windows[layer]]
+        let window = self.windows[layer];
+        self.sight[&window].get_or_init(|| {
+            if self.padding.is_none() && window.is_none_or(|window| window >= self.t_kv()) {
+                return Sight::Causal;
+            }
+            Sight::Hidden(Box::new(self.mask(window, 0..self.t_kv())))
+        })
     }
-}
 
-impl Sight {
-    fn new(window: Option<usize>, padding: &Padding, past: usize, t_q: usize, device: &Device) -> Self {
-        let t_kv = past + t_q;
-        let window = window.filter(|&window| window < t_kv);
-        if padding.is_none() && window.is_none() {
-            return Sight::Causal;
-        }
-        let rows = if padding.is_none() { &padding.left[..1] } else { &padding.left[..] };
-        let mut hidden = Vec::with_capacity(rows.len() * t_q * t_kv);
+    /// The columns that some query of a layer may see: none before them is ever read.
+    pub(super) fn visible(&self, layer: usize) -> Range<usize> {
+        let padded = self.padding.left.iter().copied().min().unwrap_or(0).min(self.past);
+        let first = self.windows[layer].map_or(0, |window| (self.past + 1).saturating_sub(window));
+        padded.max(first)..self.t_kv()
+    }
+
+    /// What is hidden of some columns from some query of a layer, `true` where it is; `None` if every query sees them all.
+    ///
+    /// # Shapes
+    /// - `[batch or 1, 1, t_q, columns]`
+    pub(super) fn hidden(&self, layer: usize, columns: Range<usize>) -> Option<Tensor<4, Bool>> {
+        let window = self.windows[layer];
+        let padded = self.padding.left.iter().copied().max().unwrap_or(0);
+        let last_first = window.map_or(0, |window| self.t_kv().saturating_sub(window)).max(padded);
+        let seen = columns.start >= last_first && columns.end <= self.past + 1;
+        (!seen).then(|| self.mask(window, columns))
+    }
+
+    fn mask(&self, window: Option<usize>, columns: Range<usize>) -> Tensor<4, Bool> {
+        let rows = if self.padding.is_none() { &self.padding.left[..1] } else { &self.padding.left[..] };
+        let mut hidden = Vec::with_capacity(rows.len() * self.t_q * columns.len());
         for &left in rows {
-            for query in past..t_kv {
+            for query in self.past..self.t_kv() {
                 let first = window.map_or(left, |window| left.max((query + 1).saturating_sub(window)));
-                hidden.extend((0..t_kv).map(|key| key < first || key > query));
+                hidden.extend(columns.clone().map(|key| key < first || key > query));
             }
         }
-        let hidden = TensorData::new(hidden, [rows.len(), 1, t_q, t_kv]);
-        Sight::Hidden(Box::new(Tensor::from_data(hidden, device)))
+        let hidden = TensorData::new(hidden, [rows.len(), 1, self.t_q, columns.len()]);
+        Tensor::from_data(hidden, &self.device)
     }
 }
 
@@ -183,5 +229,33 @@ mod tests {
     fn a_window_longer_than_the_sequence_is_no_window() {
         let frame = Frame::new(vec![Some(8)], None, &Padding::none(1), 4, 4, &Device::flex());
         assert!(matches!(frame.sight(0), Sight::Causal));
+    }
+
+    #[test]
+    fn a_tile_that_every_query_sees_needs_no_mask() {
+        let bits = |mask: Tensor<4, Bool>| mask.into_data().iter::<bool>().collect::<Vec<_>>();
+        let frame = Frame::new(vec![None, Some(3)], None, &Padding::none(1), 4, 2, &Device::flex());
+        assert_eq!((frame.visible(0), frame.visible(1)), (0..6, 2..6));
+        assert!(frame.hidden(0, 0..5).is_none());
+        assert_eq!(frame.hidden(0, 4..6).map(bits), Some(vec![false, true, false, false]));
+        assert!(frame.hidden(1, 3..5).is_none());
+        assert_eq!(frame.hidden(1, 2..4).map(bits), Some(vec![false, false, true, false]));
+        let frame = Frame::new(vec![None], None, &Padding::left(vec![1, 3]), 4, 1, &Device::flex());
+        assert_eq!(frame.visible(0), 1..5);
+        assert!(frame.hidden(0, 3..5).is_none());
+        assert_eq!(frame.hidden(0, 2..4).map(bits), Some(vec![false, false, true, false]));
+    }
+
+    #[test]
+    fn tiles_of_a_mask_are_the_mask() {
+        let padding = Padding::left(vec![0, 2]);
+        let frame = Frame::new(vec![Some(3)], None, &padding, 5, 3, &Device::flex());
+        let whole = hidden(frame.sight(0));
+        for (place, &hidden) in whole.iter().enumerate() {
+            let (row, column) = (place / 8, place % 8);
+            let tile = frame.hidden(0, column..column + 1);
+            let here = tile.is_some_and(|tile| tile.into_data().iter::<bool>().nth(row) == Some(true));
+            assert_eq!(here, hidden, "row {row}, column {column}");
+        }
     }
 }

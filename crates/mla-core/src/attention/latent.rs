@@ -8,7 +8,7 @@ use burn::nn::Linear;
 use burn::tensor::Tensor;
 
 use super::frame::Frame;
-use super::projections::{CrossTerms, Projections};
+use super::projections::{CrossTerms, Made, Projections};
 use super::scores::{attend, split_heads};
 use crate::cache::Memory;
 use crate::linear::linear;
@@ -77,10 +77,9 @@ impl LatentAttention {
         layer: usize,
         memory: &mut Memory<'_>,
     ) -> (Tensor<3>, Tensor<3>) {
-        let latents = memory.latents(layer, frame.past(), self.projections.down(h));
-        let tokens = frame.past() + frame.t_q();
+        let latents = memory.append(layer, frame.past(), self.projections.down(h));
         let reads = self.cross.iter().flat_map(|cross| &cross.reads);
-        let earlier: Vec<_> = reads.map(|&earlier| memory.earlier(earlier, tokens)).collect();
+        let earlier: Vec<_> = reads.map(|&earlier| memory.latents(earlier, 0..frame.t_kv())).collect();
         self.rebuild(latents, &earlier)
     }
 
@@ -90,7 +89,7 @@ impl LatentAttention {
     /// - `h`: `[batch, t_q, d_model]`, `k`, `v`: `[batch, t_kv, d_kv]` → `[batch, t_q, d_model]`
     pub fn attend(&self, h: Tensor<3>, k: Tensor<3>, v: Tensor<3>, frame: &Frame, layer: usize) -> Tensor<3> {
         let q = frame.rotate(split_heads(linear(&self.q_proj, h), self.n_heads));
-        let k = frame.rotate_everything(split_heads(k, self.n_kv_heads));
+        let k = frame.rotate_columns(split_heads(k, self.n_kv_heads), 0..frame.t_kv());
         let v = split_heads(v, self.n_kv_heads);
         linear(&self.o_proj, attend(q, k, v, frame.sight(layer)))
     }
@@ -104,7 +103,25 @@ impl LatentAttention {
         layer: usize,
         memory: &mut Memory<'_>,
     ) -> Tensor<3> {
-        let (k, v) = self.project(h.clone(), frame, layer, memory);
-        self.attend(h, k, v, frame, layer)
+        match memory {
+            // A pass without a cache holds its keys and values for a tape, and no longer than the layer.
+            Memory::Pass(_) => {
+                let (k, v) = self.project(h.clone(), frame, layer, memory);
+                self.attend(h, k, v, frame, layer)
+            }
+            Memory::Cache(_) => self.attend_cached(h, frame, layer, memory),
+        }
+    }
+
+    /// How keys are made of a tile of latents.
+    pub(super) fn keys(&self) -> Made {
+        let [keys, _] = self.projections.made(self.cross.as_ref());
+        keys
+    }
+
+    /// How values are made of a tile of latents.
+    pub(super) fn values(&self) -> Made {
+        let [_, values] = self.projections.made(self.cross.as_ref());
+        values
     }
 }

@@ -1,15 +1,20 @@
 //! Attention over cached keys and values, or over cached latents.
 //!
 //! [`GroupedAttention`] is the donor's; [`LatentAttention`] replaces it after a conversion. Both share the rotary
-//! embedding ([`rope`]), what a pass may see ([`Frame`]) and the weighted sum itself (`scores.rs`).
+//! embedding ([`rope`]) and what a pass may see ([`Frame`]). Over keys and values as a whole the weighted sum is
+//! `scores.rs`; a latent layer with a cache goes through it a tile at a time instead (`tiled.rs`), along the path that
+//! `cost.rs` counts as the cheaper.
 
+mod cost;
 mod frame;
 mod grouped;
 mod latent;
 mod projections;
 pub mod rope;
 mod scores;
+mod tiled;
 
+pub use cost::{Path, Paths, Work};
 pub use frame::{Frame, Padding};
 pub use grouped::GroupedAttention;
 pub use latent::LatentAttention;

@@ -3,6 +3,8 @@
 //! The matrices are stored as burn's `Linear` multiplies them, transposed: what the papers call a matrix with
 //! orthonormal columns has orthonormal rows here.
 
+use std::ops::Range;
+
 use burn::module::Module;
 use burn::nn::Linear;
 use burn::tensor::Tensor;
@@ -115,6 +117,110 @@ impl CrossTerms {
             Projections::Joint(_) => (read(None), read(None)),
         };
         (linear(&self.key, for_keys), linear(&self.value, for_values))
+    }
+}
+
+/// How keys, or values, are made of a tile of latents: `Σ latents[columns] · weight + bias`.
+///
+/// A tile is the layer's own latents followed by those of the layers that it reads.
+#[derive(Clone, Debug)]
+pub(super) struct Made {
+    /// In the order of their columns, which touch.
+    pub(super) terms: Vec<Term>,
+    /// `[d_kv]`.
+    pub(super) bias: Option<Tensor<1>>,
+}
+
+/// One matrix of a [`Made`].
+#[derive(Clone, Debug)]
+pub(super) struct Term {
+    /// Columns of the tile.
+    pub(super) columns: Range<usize>,
+    /// `[columns, d_kv]`.
+    pub(super) weight: Tensor<2>,
+}
+
+impl Term {
+    fn new(start: usize, weight: Tensor<2>) -> Self {
+        Self { columns: start..start + weight.dims()[0], weight }
+    }
+}
+
+impl Made {
+    /// The columns of a tile that are read.
+    pub(super) fn span(&self) -> Range<usize> {
+        let (first, last) = (self.terms.first(), self.terms.last());
+        first.map_or(0, |term| term.columns.start)..last.map_or(0, |term| term.columns.end)
+    }
+
+    /// What is read of a tile.
+    ///
+    /// # Shapes
+    /// - `tile`: `[batch, t, ..]` → `[batch, t, span]`
+    pub(super) fn read(&self, tile: &Tensor<3>) -> Tensor<3> {
+        let span = self.span();
+        tile.clone().narrow(2, span.start, span.len())
+    }
+
+    /// Keys or values before the rotary embedding.
+    ///
+    /// # Shapes
+    /// - `tile`: `[batch, t, ..]` → `[batch, t, d_kv]`
+    pub(super) fn rebuild(&self, tile: &Tensor<3>) -> Tensor<3> {
+        let [batch, t, _] = tile.dims();
+        let term = |term: &Term| {
+            let read = tile.clone().narrow(2, term.columns.start, term.columns.len());
+            read.reshape([batch * t, term.columns.len()]).matmul(term.weight.clone())
+        };
+        let made = self.terms.iter().map(term).reduce(|sum, part| sum + part);
+        let made = made.expect("keys and values are made of something");
+        let made = match &self.bias {
+            None => made,
+            Some(bias) => made + bias.clone().unsqueeze::<2>(),
+        };
+        let d_kv = made.dims()[1];
+        made.reshape([batch, t, d_kv])
+    }
+}
+
+impl Projections {
+    /// Keys (`[0]`) and values (`[1]`) as they are made of a tile.
+    pub(super) fn made(&self, cross: Option<&CrossTerms>) -> [Made; 2] {
+        match self {
+            Projections::Split(split) => {
+                let bias = |up: &Linear| up.bias.as_ref().map(|bias| bias.val());
+                let [d_latent_k, _] = split.up_k.weight.dims();
+                let mut keys = vec![Term::new(0, split.up_k.weight.val())];
+                let mut values = vec![Term::new(d_latent_k, split.up_v.weight.val())];
+                if let Some(cross) = cross {
+                    keys.push(Term::new(d_latent_k, cross.key.weight.val()));
+                    let own = values[0].columns.end;
+                    let weight = cross.value.weight.val();
+                    let earlier = weight.dims()[0] - d_latent_k;
+                    values.insert(0, Term::new(0, weight.clone().narrow(0, 0, d_latent_k)));
+                    if earlier > 0 {
+                        values.push(Term::new(own, weight.narrow(0, d_latent_k, earlier)));
+                    }
+                }
+                [
+                    Made { terms: keys, bias: bias(&split.up_k) },
+                    Made { terms: values, bias: bias(&split.up_v) },
+                ]
+            }
+            Projections::Joint(joint) => {
+                let [d_latent, both] = joint.up.weight.dims();
+                let d_kv = both / 2;
+                let crossed = |cross: &CrossTerms, part: usize| {
+                    if part == 0 { cross.key.weight.val() } else { cross.value.weight.val() }
+                };
+                [0, 1].map(|part| {
+                    let own = Term::new(0, joint.up.weight.val().narrow(1, part * d_kv, d_kv));
+                    let more = cross.map(|cross| Term::new(d_latent, crossed(cross, part)));
+                    let bias = joint.up.bias.as_ref().map(|bias| bias.val().narrow(0, part * d_kv, d_kv));
+                    Made { terms: std::iter::once(own).chain(more).collect(), bias }
+                })
+            }
+        }
     }
 }
 

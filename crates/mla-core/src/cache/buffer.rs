@@ -1,6 +1,8 @@
 //! A preallocated tensor that grows along its token axis.
 
-use burn::tensor::{Device, Slice, Tensor};
+use std::ops::Range;
+
+use burn::tensor::{Device, Distribution, Slice, Tensor};
 
 /// Room for `capacity` tokens along the axis before the last.
 ///
@@ -26,13 +28,25 @@ impl<const D: usize> Buffer<D> {
         let mut place: [Slice; D] = std::array::from_fn(|_| Slice::full());
         place[token_axis] = Slice::from(at..end);
         self.data = Some(data.slice_assign(place, x));
-        self.first(end)
+        self.tokens(0..end)
     }
 
-    /// Everything before token `end`.
-    pub(super) fn first(&self, end: usize) -> Tensor<D> {
+    /// Some tokens.
+    pub(super) fn tokens(&self, tokens: Range<usize>) -> Tensor<D> {
         let data = self.data.as_ref().expect("a buffer holds its tensor between calls");
-        data.clone().narrow(D - 2, 0, end)
+        data.clone().narrow(D - 2, tokens.start, tokens.len())
+    }
+
+    /// Writes random numbers into the first `tokens` tokens.
+    ///
+    /// # Panics
+    /// If they do not fit.
+    pub(super) fn fill(&mut self, tokens: usize) {
+        let data = self.data.as_ref().expect("a buffer holds its tensor between calls");
+        let mut shape: [usize; D] = data.dims();
+        shape[D - 2] = tokens;
+        let random: Tensor<D> = Tensor::random(shape, Distribution::Normal(0.0, 1.0), &data.device());
+        self.append(0, random);
     }
 
     /// Bytes allocated.
@@ -57,7 +71,7 @@ mod tests {
         assert_eq!(two.into_data().iter::<f32>().collect::<Vec<_>>(), [1.0, -1.0, 2.0, -2.0]);
         let again = buffer.append(1, row(3.0));
         assert_eq!(again.into_data().iter::<f32>().collect::<Vec<_>>(), [1.0, -1.0, 3.0, -3.0]);
-        assert_eq!(buffer.first(1).into_data().iter::<f32>().collect::<Vec<_>>(), [1.0, -1.0]);
+        assert_eq!(buffer.tokens(0..1).into_data().iter::<f32>().collect::<Vec<_>>(), [1.0, -1.0]);
         assert_eq!(buffer.bytes(), bytes);
     }
 }

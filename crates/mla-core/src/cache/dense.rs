@@ -31,6 +31,12 @@ impl DenseCache {
         (self.keys.append(at, k), self.values.append(at, v))
     }
 
+    /// Writes random numbers into the first `tokens` tokens.
+    pub(super) fn fill(&mut self, tokens: usize) {
+        self.keys.fill(tokens);
+        self.values.fill(tokens);
+    }
+
     /// Bytes allocated.
     pub(super) fn bytes(&self) -> usize {
         self.keys.bytes() + self.values.bytes()

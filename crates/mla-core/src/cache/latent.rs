@@ -1,5 +1,7 @@
 //! The latent cache: one tensor of latents a layer, and nothing that has a head axis.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Tensor};
 
 use super::buffer::Buffer;
@@ -23,12 +25,17 @@ impl LatentCache {
         self.latents.append(at, latents)
     }
 
-    /// The latents of the first `tokens` tokens.
+    /// The latents of some tokens.
     ///
     /// # Shapes
     /// - `[batch, tokens, width]`
-    pub(super) fn first(&self, tokens: usize) -> Tensor<3> {
-        self.latents.first(tokens)
+    pub(super) fn tokens(&self, tokens: Range<usize>) -> Tensor<3> {
+        self.latents.tokens(tokens)
+    }
+
+    /// Writes random numbers into the first `tokens` tokens.
+    pub(super) fn fill(&mut self, tokens: usize) {
+        self.latents.fill(tokens);
     }
 
     /// Bytes allocated.

@@ -1,6 +1,7 @@
 //! What the layers of a pass see of earlier passes and of each other.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use burn::tensor::Tensor;
 
@@ -98,7 +99,7 @@ impl Memory<'_> {
     ///
     /// # Shapes
     /// - `latent`: `[batch, t_q, width]` → `[batch, t_kv, width]`
-    pub(crate) fn latents(&mut self, layer: usize, past: usize, latent: Tensor<3>) -> Tensor<3> {
+    pub(crate) fn append(&mut self, layer: usize, past: usize, latent: Tensor<3>) -> Tensor<3> {
         match self {
             Memory::Pass(pass) => {
                 pass.put(layer, &latent);
@@ -111,18 +112,19 @@ impl Memory<'_> {
         }
     }
 
-    /// The latents of an earlier layer for the first `tokens` tokens.
+    /// The latents of some tokens, of this layer or an earlier one. A pass without a cache keeps those of earlier layers
+    /// only.
     ///
     /// # Shapes
     /// - `[batch, tokens, width]` of that layer
-    pub(crate) fn earlier(&self, layer: usize, tokens: usize) -> Tensor<3> {
+    pub(crate) fn latents(&self, layer: usize, tokens: Range<usize>) -> Tensor<3> {
         match self {
             Memory::Pass(pass) => match pass.kept.get(&layer) {
-                Some(latent) => latent.clone(),
+                Some(latent) => latent.clone().narrow(1, tokens.start, tokens.len()),
                 None => panic!("the latents of layer {layer} were not kept: the pass is of another decoder"),
             },
             Memory::Cache(cache) => match &cache.layers[layer] {
-                LayerCache::Latent(cache) => cache.first(tokens),
+                LayerCache::Latent(cache) => cache.tokens(tokens),
                 LayerCache::Dense(_) => wrong_cache(layer),
             },
         }

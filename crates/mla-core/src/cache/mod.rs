@@ -109,6 +109,25 @@ impl Cache {
         self.layers.iter().map(bytes).sum()
     }
 
+    /// Makes an empty cache look as if `tokens` tokens a sequence had been read: random numbers, drawn on the device. For
+    /// benchmarks, which need a long context and not what is in it.
+    ///
+    /// # Errors
+    /// When the cache is not empty or too small.
+    pub fn fill(&mut self, tokens: usize) -> Result<(), CacheError> {
+        if self.tokens + tokens > self.capacity || self.tokens > 0 {
+            return Err(CacheError::Overflow { capacity: self.capacity, used: self.tokens, wanted: tokens });
+        }
+        if tokens > 0 {
+            self.layers.iter_mut().for_each(|layer| match layer {
+                LayerCache::Dense(cache) => cache.fill(tokens),
+                LayerCache::Latent(cache) => cache.fill(tokens),
+            });
+        }
+        self.tokens = tokens;
+        Ok(())
+    }
+
     /// Claims room for a pass and returns how many tokens were there before it.
     pub(crate) fn advance(&mut self, batch: usize, wanted: usize) -> Result<usize, CacheError> {
         if batch != self.padding.batch() {

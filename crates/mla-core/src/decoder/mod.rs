@@ -6,6 +6,8 @@ mod load;
 mod mlp;
 mod model;
 mod norm;
+#[cfg(test)]
+mod paths;
 mod reader;
 mod share;
 

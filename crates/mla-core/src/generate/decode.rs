@@ -175,8 +175,14 @@ pub fn generate(
     Ok(Generation { tokens, finish, cache_bytes: cache.bytes(), cache_tokens: cache.capacity() })
 }
 
-/// Feeds the prompts in chunks and returns what the head multiplies for the last column: `[batch, 1, d_model]`.
-fn prefill(
+/// Feeds equally long prompts, `chunk` columns a pass, and returns what the head multiplies for the last column.
+///
+/// # Shapes
+/// - `padded`: `[batch, t]`, `t ≥ 1` → `[batch, 1, d_model]`
+///
+/// # Errors
+/// When they do not fit the cache.
+pub fn prefill(
     decoder: &Decoder,
     padded: &[Vec<u32>],
     chunk: usize,

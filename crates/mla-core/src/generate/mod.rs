@@ -3,5 +3,5 @@
 mod decode;
 mod sample;
 
-pub use decode::{Finish, GenerateError, GenerateOptions, Generation, generate};
+pub use decode::{Finish, GenerateError, GenerateOptions, Generation, generate, prefill};
 pub use sample::{Sampler, Sampling};

@@ -1,0 +1,143 @@
+//! `shrink bench`.
+
+use std::time::Instant;
+
+use mla_core::generate::{GenerateOptions, prefill};
+use mla_core::{Decoder, Padding, WeightSource};
+use serde_json::{Value, json};
+
+use crate::args::BenchArgs;
+use crate::error::UserError;
+use crate::report::{bytes, table};
+use crate::session::Session;
+
+/// One line of the table.
+struct Row {
+    what: &'static str,
+    tokens: usize,
+    batch: usize,
+    /// Median seconds of one pass, and tokens it makes or takes over all sequences.
+    pass_s: f64,
+    pass_tokens: usize,
+    cache_bytes: usize,
+}
+
+impl Row {
+    fn per_second(&self) -> f64 {
+        self.pass_tokens as f64 / self.pass_s
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "what": self.what,
+            "tokens": self.tokens,
+            "batch_size": self.batch,
+            "pass_s": self.pass_s,
+            "tokens_per_s": self.per_second(),
+            "cache_bytes": self.cache_bytes,
+        })
+    }
+
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.what.into(),
+            self.tokens.to_string(),
+            self.batch.to_string(),
+            format!("{:.1}", self.pass_s * 1e3),
+            format!("{:.1}", self.per_second()),
+            bytes(self.cache_bytes as u64),
+        ]
+    }
+}
+
+/// Times a model.
+pub fn run(session: &Session, args: &BenchArgs) -> anyhow::Result<()> {
+    for (flag, zero) in [
+        ("--repeat", args.repeat == 0),
+        ("--batch-size", args.batch_size.contains(&0)),
+        ("--prefill", args.prefill.contains(&0)),
+    ] {
+        if zero {
+            return Err(UserError::Flag { flag, found: "0".into(), expected: "at least 1".into() }.into());
+        }
+    }
+    let opened = session.open(&args.model)?;
+    let longest = opened.model.config().max_positions;
+    let fits = |flag, tokens: &[usize], room: usize| match tokens.iter().find(|&&tokens| tokens > room) {
+        None => Ok(()),
+        Some(tokens) => {
+            let expected = format!("at most {room}: the model's context is {longest}");
+            Err(UserError::Flag { flag, found: tokens.to_string(), expected })
+        }
+    };
+    fits("--prefill", &args.prefill, longest)?;
+    fits("--context", &args.context, longest.saturating_sub(args.repeat + 1))?;
+    let decoder = session.load(&opened.model)?;
+    let passes = (args.prefill.len() + args.context.len()) * args.batch_size.len();
+    let mut task = session.ui.task("measuring", passes as u64);
+    let mut rows = Vec::with_capacity(passes);
+    for &batch in &args.batch_size {
+        for &tokens in &args.prefill {
+            rows.push(time_prefill(&decoder, tokens, batch, args.repeat.min(3))?);
+            task.at(rows.len() as u64, passes as u64);
+        }
+        for &tokens in &args.context {
+            rows.push(time_decoding(&decoder, tokens, batch, args.repeat)?);
+            task.at(rows.len() as u64, passes as u64);
+        }
+    }
+    task.finish();
+    let header = ["", "tokens", "batch", "ms a pass", "tokens/s", "cache"];
+    let text = table(&header, &rows.iter().map(Row::cells).collect::<Vec<_>>());
+    let object = json!({
+        "compression_ratio": opened.model.config().compression_ratio(),
+        "repeat": args.repeat,
+        "measured": rows.iter().map(Row::json).collect::<Vec<_>>(),
+    });
+    session.print(&object, &text)
+}
+
+/// Passes of one token a sequence behind `tokens` others, the first of them not counted.
+fn time_decoding(decoder: &Decoder, tokens: usize, batch: usize, repeat: usize) -> anyhow::Result<Row> {
+    let mut cache = decoder.cache(Padding::none(batch), tokens + repeat + 1);
+    cache.fill(tokens)?;
+    let column = some_tokens(decoder, 1, batch);
+    let mut pass = || {
+        let begun = Instant::now();
+        let hidden = decoder.hidden_cached(&column, &mut cache)?;
+        decoder.logits(hidden).into_data();
+        Ok::<_, anyhow::Error>(begun.elapsed().as_secs_f64())
+    };
+    pass()?;
+    let pass_s = median((0..repeat).map(|_| pass()).collect::<Result<_, _>>()?);
+    Ok(Row { what: "decode", tokens, batch, pass_s, pass_tokens: batch, cache_bytes: cache.bytes() })
+}
+
+/// Prompts from an empty cache to the logits of the first new token.
+fn time_prefill(decoder: &Decoder, tokens: usize, batch: usize, repeat: usize) -> anyhow::Result<Row> {
+    let prompts = some_tokens(decoder, tokens, batch);
+    let chunk = GenerateOptions::default().prefill_chunk;
+    let mut cache_bytes = 0;
+    let mut pass = || {
+        let mut cache = decoder.cache(Padding::none(batch), tokens);
+        let begun = Instant::now();
+        let hidden = prefill(decoder, &prompts, chunk, &mut cache)?;
+        decoder.logits(hidden).into_data();
+        cache_bytes = cache.bytes();
+        Ok::<_, anyhow::Error>(begun.elapsed().as_secs_f64())
+    };
+    let pass_s = median((0..repeat).map(|_| pass()).collect::<Result<_, _>>()?);
+    Ok(Row { what: "prefill", tokens, batch, pass_s, pass_tokens: batch * tokens, cache_bytes })
+}
+
+/// Token ids that go through the whole vocabulary.
+fn some_tokens(decoder: &Decoder, tokens: usize, batch: usize) -> Vec<Vec<u32>> {
+    let vocab = decoder.config().vocab_size;
+    let id = |row: usize, column: usize| ((row * 131 + column * 7919 + 11) % vocab) as u32;
+    (0..batch).map(|row| (0..tokens).map(|column| id(row, column)).collect()).collect()
+}
+
+fn median(mut seconds: Vec<f64>) -> f64 {
+    seconds.sort_by(f64::total_cmp);
+    seconds[seconds.len() / 2]
+}

@@ -1,0 +1,207 @@
+//! Attention over cached latents, a tile of tokens at a time, so that keys and values never exist as a whole.
+//!
+//! 1. a tile of latents is read from the cache;
+//! 2. scores: with rebuilt and rotated keys, or of queries taken to the latents ([`Path`]);
+//! 3. online softmax (Milakov & Gimelshein 2018; FlashAttention, Dao et al. 2022): the running maximum, the sum of
+//!    exponentials and the weighted sum are brought to the new maximum, then the tile is added;
+//! 4. after the last tile, the weighted sum of latents goes through `W_uv`.
+//!
+//! The oracle is [`LatentAttention::project`] and [`LatentAttention::attend`], which rebuild everything.
+
+use burn::tensor::Tensor;
+
+use super::cost::{Path, Paths, Work};
+use super::frame::Frame;
+use super::latent::LatentAttention;
+use super::projections::{Made, Term};
+use super::scores::split_heads;
+use crate::cache::Memory;
+use crate::linear::linear;
+
+/// Tokens of a tile.
+const TILE: usize = 512;
+/// Added to the score of a hidden column: finite, so that a row that sees nothing yet stays a number.
+const HIDDEN: f32 = -1e30;
+
+/// Softmax and weighted sum of the tiles so far, a row a query head and new token.
+struct Running {
+    /// The largest score: `[batch, rows, 1]`.
+    max: Tensor<3>,
+    /// The sum of `exp(score − max)`: `[batch, rows, 1]`.
+    sum: Tensor<3>,
+    /// The sum of `exp(score − max) · value`: `[batch, rows, width]`.
+    mixed: Tensor<3>,
+}
+
+impl Running {
+    /// Takes in a tile.
+    ///
+    /// # Shapes
+    /// - `scores`: `[batch, rows, tile]`; `mix`: `[batch, rows, tile]` → `[batch, rows, width]`
+    fn with(so_far: Option<Self>, scores: Tensor<3>, mix: impl FnOnce(Tensor<3>) -> Tensor<3>) -> Self {
+        let here = scores.clone().max_dim(2);
+        let max = match &so_far {
+            Some(so_far) => so_far.max.clone().max_pair(here),
+            None => here,
+        };
+        let weights = (scores - max.clone()).exp();
+        let (sum, mixed) = (weights.clone().sum_dim(2), mix(weights));
+        match so_far {
+            None => Self { max, sum, mixed },
+            Some(so_far) => {
+                let fade = (so_far.max - max.clone()).exp();
+                Self { max, sum: so_far.sum * fade.clone() + sum, mixed: so_far.mixed * fade + mixed }
+            }
+        }
+    }
+}
+
+impl LatentAttention {
+    /// What the layer adds to the residual stream, with a cache.
+    ///
+    /// # Shapes
+    /// - `h`: `[batch, t_q, d_model]` → the same
+    pub(super) fn attend_cached(
+        &self,
+        h: Tensor<3>,
+        frame: &Frame,
+        layer: usize,
+        memory: &mut Memory<'_>,
+    ) -> Tensor<3> {
+        memory.append(layer, frame.past(), self.projections.down(h.clone()));
+        let paths = self.work(frame, layer).paths();
+        self.attend_along(paths, TILE, h, frame, layer, memory)
+    }
+
+    /// What this layer has to do in a pass, a sequence.
+    fn work(&self, frame: &Frame, layer: usize) -> Work {
+        let [_, width] = self.q_proj.weight.dims();
+        Work {
+            n_heads: self.n_heads,
+            n_kv_heads: self.n_kv_heads,
+            d_head: width / self.n_heads,
+            read_k: self.keys().span().len(),
+            read_v: self.values().span().len(),
+            rotated: frame.rotates(),
+            t_q: frame.t_q(),
+            t_kv: frame.visible(layer).len(),
+        }
+    }
+
+    /// [`attend_cached`](Self::attend_cached) once the new latents are in `memory`, along given paths, in tiles of so many
+    /// tokens.
+    pub(crate) fn attend_along(
+        &self,
+        paths: Paths,
+        tile: usize,
+        h: Tensor<3>,
+        frame: &Frame,
+        layer: usize,
+        memory: &Memory<'_>,
+    ) -> Tensor<3> {
+        let [batch, t_q, _] = h.dims();
+        let q = frame.rotate(split_heads(linear(&self.q_proj, h), self.n_heads));
+        let d_head = q.dims()[3];
+        let rows = self.n_heads * t_q;
+        let (keys, values) = (self.keys(), self.values());
+        let q = self.by_kv_head(q.reshape([batch, rows, d_head])) * (1.0 / (d_head as f64).sqrt());
+        let q = match paths.keys {
+            Path::Rebuilt => q,
+            // The bias of K adds the same to all scores of a query: softmax does not see it.
+            Path::Absorbed => self.taken_to_latents(&keys, q).unsqueeze_dim(1),
+        };
+        let mut running = None;
+        let visible = frame.visible(layer);
+        for start in visible.clone().step_by(tile) {
+            let tokens = start..visible.end.min(start + tile);
+            let tile = self.tile(layer, tokens.clone(), memory);
+            let scores = match paths.keys {
+                Path::Absorbed => q.clone().matmul(keys.read(&tile).transpose().unsqueeze_dim(1)),
+                Path::Rebuilt => {
+                    let k = split_heads(keys.rebuild(&tile), self.n_kv_heads);
+                    q.clone().matmul(frame.rotate_columns(k, tokens.clone()).transpose())
+                }
+            };
+            let scores = match frame.hidden(layer, tokens.clone()) {
+                None => scores.reshape([batch, rows, tokens.len()]),
+                Some(hidden) => {
+                    let scores = scores.reshape([batch, self.n_heads, t_q, tokens.len()]);
+                    (scores + hidden.float() * HIDDEN).reshape([batch, rows, tokens.len()])
+                }
+            };
+            running = Some(Running::with(running, scores, |weights| match paths.values {
+                Path::Absorbed => weights.matmul(values.read(&tile)),
+                Path::Rebuilt => {
+                    let v = split_heads(values.rebuild(&tile), self.n_kv_heads);
+                    self.by_kv_head(weights).matmul(v).reshape([batch, rows, d_head])
+                }
+            }));
+        }
+        let Running { sum, mixed, .. } = running.expect("a pass has at least one token");
+        let mixed = mixed / sum;
+        let mixed = match paths.values {
+            Path::Rebuilt => mixed,
+            Path::Absorbed => self.taken_to_values(&values, mixed),
+        };
+        let heads = mixed.reshape([batch, self.n_heads, t_q, d_head]).swap_dims(1, 2);
+        linear(&self.o_proj, heads.reshape([batch, t_q, self.n_heads * d_head]))
+    }
+
+    /// The latents that keys and values of some tokens are made of: the layer's own, then those of the layers it reads.
+    fn tile(&self, layer: usize, tokens: std::ops::Range<usize>, memory: &Memory<'_>) -> Tensor<3> {
+        let own = memory.latents(layer, tokens.clone());
+        match &self.cross {
+            None => own,
+            Some(cross) => {
+                let earlier = cross.reads.iter().map(|&j| memory.latents(j, tokens.clone()));
+                Tensor::cat(std::iter::once(own).chain(earlier).collect(), 2)
+            }
+        }
+    }
+
+    /// The rows that read one kv head, apart: `[batch, rows, n]` → `[batch, n_kv_heads, rows / n_kv_heads, n]`.
+    fn by_kv_head(&self, x: Tensor<3>) -> Tensor<4> {
+        let [batch, rows, n] = x.dims();
+        x.reshape([batch, self.n_kv_heads, rows / self.n_kv_heads, n])
+    }
+
+    /// `W_ukᵀ q`.
+    ///
+    /// # Shapes
+    /// - `q`: `[batch, n_kv_heads, rows, d_head]` → `[batch, n_kv_heads · rows, span]`
+    fn taken_to_latents(&self, keys: &Made, q: Tensor<4>) -> Tensor<3> {
+        let [batch, n_kv_heads, rows, _] = q.dims();
+        let term = |term: &Term| q.clone().matmul(self.heads_of(term).transpose());
+        let parts: Vec<_> = keys.terms.iter().map(term).collect();
+        let latent = Tensor::cat(parts, 3);
+        let span = latent.dims()[3];
+        latent.reshape([batch, n_kv_heads * rows, span])
+    }
+
+    /// `W_uv c + b_v` for sums of latents.
+    ///
+    /// # Shapes
+    /// - `mixed`: `[batch, rows, span]` → `[batch, rows, d_head]`
+    fn taken_to_values(&self, values: &Made, mixed: Tensor<3>) -> Tensor<3> {
+        let [batch, rows, _] = mixed.dims();
+        let mixed = self.by_kv_head(mixed);
+        let first = values.span().start;
+        let term = |term: &Term| {
+            let part = mixed.clone().narrow(3, term.columns.start - first, term.columns.len());
+            part.matmul(self.heads_of(term))
+        };
+        let made = values.terms.iter().map(term).reduce(|sum, part| sum + part);
+        let made = made.expect("values are made of something");
+        let d_head = made.dims()[3];
+        let made = match &values.bias {
+            None => made,
+            Some(bias) => made + bias.clone().reshape([1, self.n_kv_heads, 1, d_head]),
+        };
+        made.reshape([batch, rows, d_head])
+    }
+
+    /// A term's matrix by kv heads: `[1, n_kv_heads, columns, d_head]`.
+    fn heads_of(&self, term: &Term) -> Tensor<4> {
+        split_heads(term.weight.clone().unsqueeze::<3>(), self.n_kv_heads)
+    }
+}

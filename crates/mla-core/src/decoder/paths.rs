@@ -1,0 +1,154 @@
+//! Every path of attention over cached latents against keys and values that are rebuilt at once.
+
+use burn::module::Param;
+use burn::nn::Linear;
+use burn::tensor::{Device, Distribution, Tensor};
+
+use super::config::{
+    Activation, AttentionKind, Biases, DecoderConfig, HeadKind, LatentConfig, LatentWidth, LayerConfig,
+    MlpKind, NormKind, PositionKind,
+};
+use crate::attention::{
+    CrossTerms, Frame, JointProjections, LatentAttention, Padding, Path, Paths, Projections, RopeConfig,
+    RopeScaling, SplitProjections,
+};
+use crate::cache::{Cache, Memory};
+
+const D_MODEL: usize = 20;
+const D_HEAD: usize = 6;
+const N_HEADS: usize = 4;
+const TOKENS: usize = 11;
+/// Columns of the passes, which cut tiles anywhere.
+const PASSES: [usize; 4] = [5, 1, 4, 1];
+
+fn linear(rows: usize, cols: usize, bias: bool, device: &Device) -> Linear {
+    let spread = Distribution::Normal(0.0, 0.4);
+    Linear {
+        weight: Param::from_tensor(Tensor::random([rows, cols], spread, device)),
+        bias: bias.then(|| Param::from_tensor(Tensor::random([cols], spread, device))),
+    }
+}
+
+/// One layer, of those that hold two: the second reads the first where there are cross terms.
+fn attention(width: LatentWidth, cross: bool, n_kv_heads: usize, device: &Device) -> LatentAttention {
+    let d_kv = n_kv_heads * D_HEAD;
+    let up = |rank, cols| linear(rank, cols, true, device);
+    let down = |rank| linear(D_MODEL, rank, false, device);
+    let (projections, columns) = match width {
+        LatentWidth::Split { d_latent_k: k, d_latent_v: v } => {
+            let split =
+                SplitProjections { down_k: down(k), up_k: up(k, d_kv), down_v: down(v), up_v: up(v, d_kv) };
+            (Projections::Split(split), [v, k])
+        }
+        LatentWidth::Joint { d_latent } => {
+            let joint = JointProjections { down: down(d_latent), up: up(d_latent, 2 * d_kv) };
+            (Projections::Joint(joint), [0, 0])
+        }
+    };
+    let read = width.total();
+    LatentAttention {
+        q_proj: linear(D_MODEL, N_HEADS * D_HEAD, true, device),
+        projections,
+        cross: cross.then(|| CrossTerms {
+            key: linear(columns[0] + read, d_kv, false, device),
+            value: linear(columns[1] + read, d_kv, false, device),
+            reads: vec![0],
+        }),
+        o_proj: linear(N_HEADS * D_HEAD, D_MODEL, true, device),
+        n_heads: N_HEADS,
+        n_kv_heads,
+    }
+}
+
+fn config(width: LatentWidth, rope: bool, window: Option<usize>, n_kv_heads: usize) -> DecoderConfig {
+    let latent = |layer| AttentionKind::Latent(LatentConfig::alone(layer, width));
+    let layer = |layer| LayerConfig { window, attention: latent(layer) };
+    DecoderConfig {
+        d_model: D_MODEL,
+        n_heads: N_HEADS,
+        n_kv_heads,
+        d_head: D_HEAD,
+        d_ff: 1,
+        vocab_size: 1,
+        max_positions: TOKENS,
+        norm: NormKind::Rms,
+        norm_eps: 1e-5,
+        position: match rope {
+            true => PositionKind::Rope(RopeConfig { theta: 100.0, scaling: RopeScaling::None }),
+            false => PositionKind::Learned,
+        },
+        mlp: MlpKind::Plain(Activation::Relu),
+        biases: Biases { qkv: true, output: true, mlp: false },
+        head: HeadKind::Tied,
+        layers: vec![layer(0), layer(1)],
+    }
+}
+
+/// The largest difference between all keys and values rebuilt at once and every path through tiles of three.
+fn gap(width: LatentWidth, cross: bool, rope: bool, window: Option<usize>, left: Vec<usize>) -> f32 {
+    let device = Device::flex();
+    device.seed(5);
+    let mut worst = 0f32;
+    for n_kv_heads in [1, 2, 4] {
+        let layer = attention(width, cross, n_kv_heads, &device);
+        let config = config(width, rope, window, n_kv_heads);
+        let padding = Padding::left(left.clone());
+        let batch = left.len();
+        let random = |n| Tensor::<3>::random([batch, TOKENS, n], Distribution::Normal(0.0, 1.0), &device);
+        let (h, earlier) = (random(D_MODEL), random(width.total()));
+        let windows = vec![window; 2];
+        let table = rope.then(|| match &config.position {
+            PositionKind::Rope(rope) => rope.table(D_HEAD, TOKENS, &device),
+            PositionKind::Learned => unreachable!("this one rotates"),
+        });
+        let frame = |past, t_q| Frame::new(windows.clone(), table.as_ref(), &padding, past, t_q, &device);
+        let whole = frame(0, TOKENS);
+        let reads: Vec<_> = layer.cross.iter().map(|_| earlier.clone()).collect();
+        let (k, v) = layer.rebuild(layer.projections.down(h.clone()), &reads);
+        let oracle = layer.attend(h.clone(), k, v, &whole, 1);
+        for keys in [Path::Rebuilt, Path::Absorbed] {
+            for values in [Path::Rebuilt, Path::Absorbed] {
+                if rope && keys == Path::Absorbed {
+                    continue;
+                }
+                let mut cache = Cache::new(&config, padding.clone(), TOKENS, &device);
+                let mut memory = Memory::Cache(&mut cache);
+                let mut past = 0;
+                for t_q in PASSES {
+                    let new = |x: &Tensor<3>| x.clone().narrow(1, past, t_q);
+                    memory.append(0, past, new(&earlier));
+                    memory.append(1, past, layer.projections.down(new(&h)));
+                    let paths = Paths { keys, values };
+                    let out = layer.attend_along(paths, 3, new(&h), &frame(past, t_q), 1, &memory);
+                    let difference = (out - new(&oracle)).abs();
+                    for (row, &left) in left.iter().enumerate() {
+                        let seen = left.max(past);
+                        if seen < past + t_q {
+                            let real = difference.clone().narrow(0, row, 1);
+                            let real = real.narrow(1, seen - past, past + t_q - seen);
+                            worst = worst.max(real.max().into_scalar());
+                        }
+                    }
+                    past += t_q;
+                }
+                assert_eq!(past, TOKENS);
+            }
+        }
+    }
+    worst
+}
+
+#[test]
+fn every_path_equals_keys_and_values_rebuilt_at_once() {
+    let widths = [LatentWidth::Split { d_latent_k: 5, d_latent_v: 3 }, LatentWidth::Joint { d_latent: 4 }];
+    for width in widths {
+        for (cross, rope) in [(false, false), (false, true), (true, false), (true, true)] {
+            for (window, left) in
+                [(None, vec![0]), (None, vec![0, 4, 7]), (Some(4), vec![0]), (Some(4), vec![6, 0])]
+            {
+                let gap = gap(width, cross, rope, window, left.clone());
+                assert!(gap < 2e-5, "{width:?}, cross {cross}, rope {rope}, {window:?}, {left:?}: {gap}");
+            }
+        }
+    }
+}
