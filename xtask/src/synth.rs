@@ -3,6 +3,7 @@
 //! Time and memory of a conversion depend on shapes and hardly on values, so that a model of 7.6 G weights need not be
 //! downloaded to be measured. Values are small enough that activations stay finite.
 
+mod families;
 mod noise;
 mod shards;
 
@@ -29,11 +30,22 @@ pub enum Shape {
     /// Qwen2.5-7B
     #[value(name = "qwen2.5-7b")]
     Qwen25_7b,
+    /// GPT-2 medium, with 16,384 positions
+    #[value(name = "gpt2-medium")]
+    Gpt2Medium,
 }
 
-/// The sizes of a Qwen2.
+/// How a checkpoint names and lays out its tensors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Family {
+    Qwen2,
+    Gpt2,
+}
+
+/// The sizes of a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Model {
+    family: Family,
     d_model: usize,
     n_layers: usize,
     n_heads: usize,
@@ -66,6 +78,7 @@ impl Shape {
         match self {
             // https://huggingface.co/Qwen/Qwen2.5-7B, config.json
             Self::Qwen25_7b => Model {
+                family: Family::Qwen2,
                 d_model: 3584,
                 n_layers: layers.unwrap_or(28),
                 n_heads: 28,
@@ -74,6 +87,18 @@ impl Shape {
                 d_mlp: 18944,
                 vocab_size: 152_064,
                 max_positions: 131_072,
+            },
+            // https://huggingface.co/openai-community/gpt2-medium, config.json; 1024 positions there
+            Self::Gpt2Medium => Model {
+                family: Family::Gpt2,
+                d_model: 1024,
+                n_layers: layers.unwrap_or(24),
+                n_heads: 16,
+                n_kv_heads: 16,
+                d_head: 64,
+                d_mlp: 4096,
+                vocab_size: 50_257,
+                max_positions: 16_384,
             },
         }
     }
@@ -96,50 +121,18 @@ impl Model {
     }
 
     fn config(&self) -> Value {
-        json!({
-            "architectures": ["Qwen2ForCausalLM"],
-            "model_type": "qwen2",
-            "hidden_size": self.d_model,
-            "intermediate_size": self.d_mlp,
-            "num_hidden_layers": self.n_layers,
-            "num_attention_heads": self.n_heads,
-            "num_key_value_heads": self.n_kv_heads,
-            "hidden_act": "silu",
-            "vocab_size": self.vocab_size,
-            "max_position_embeddings": self.max_positions,
-            "rope_theta": 1_000_000.0,
-            "rms_norm_eps": 1e-6,
-            "use_sliding_window": false,
-            "tie_word_embeddings": false,
-            "bos_token_id": 0,
-            "eos_token_id": 0,
-            "torch_dtype": "bfloat16",
-        })
+        match self.family {
+            Family::Qwen2 => families::qwen2_config(self),
+            Family::Gpt2 => families::gpt2_config(self),
+        }
     }
 
     /// Every tensor under the name that transformers gives it.
     fn tensors(&self) -> Vec<Spec> {
-        let noise = |name: String, shape: &[usize]| Spec { name, shape: shape.to_vec(), fill: Fill::Noise };
-        let ones = |name: String| Spec { name, shape: vec![self.d_model], fill: Fill::Ones };
-        let (d_q, d_kv) = (self.n_heads * self.d_head, self.n_kv_heads * self.d_head);
-        let mut tensors = vec![noise("model.embed_tokens.weight".into(), &[self.vocab_size, self.d_model])];
-        for layer in 0..self.n_layers {
-            let of = |part: &str| format!("model.layers.{layer}.{part}");
-            tensors.push(ones(of("input_layernorm.weight")));
-            for (part, rows) in [("q_proj", d_q), ("k_proj", d_kv), ("v_proj", d_kv)] {
-                tensors.push(noise(of(&format!("self_attn.{part}.weight")), &[rows, self.d_model]));
-                tensors.push(noise(of(&format!("self_attn.{part}.bias")), &[rows]));
-            }
-            tensors.push(noise(of("self_attn.o_proj.weight"), &[self.d_model, d_q]));
-            tensors.push(ones(of("post_attention_layernorm.weight")));
-            for part in ["gate_proj", "up_proj"] {
-                tensors.push(noise(of(&format!("mlp.{part}.weight")), &[self.d_mlp, self.d_model]));
-            }
-            tensors.push(noise(of("mlp.down_proj.weight"), &[self.d_model, self.d_mlp]));
+        match self.family {
+            Family::Qwen2 => families::qwen2_tensors(self),
+            Family::Gpt2 => families::gpt2_tensors(self),
         }
-        tensors.push(ones("model.norm.weight".into()));
-        tensors.push(noise("lm_head.weight".into(), &[self.vocab_size, self.d_model]));
-        tensors
     }
 }
 
@@ -186,6 +179,7 @@ mod tests {
 
     fn small() -> Model {
         Model {
+            family: Family::Qwen2,
             d_model: 8,
             n_layers: 2,
             n_heads: 4,
@@ -204,6 +198,12 @@ mod tests {
         assert_eq!(model.weights(), 7_615_616_512);
         assert_eq!(model.weights() - 2 * model.vocab_size * model.d_model, 6_525_621_760);
         assert_eq!(Shape::Qwen25_7b.model(Some(2)).n_layers(), 2);
+    }
+
+    #[test]
+    fn gpt2_medium_has_as_many_weights_as_its_card_says_but_for_positions() {
+        let model = Shape::Gpt2Medium.model(None);
+        assert_eq!(model.weights() - (16_384 - 1024) * 1024, 354_823_168);
     }
 
     #[test]

@@ -155,6 +155,26 @@ impl Frame {
         })
     }
 
+    /// The rotations of every position.
+    pub(super) fn table(&self) -> Option<&RopeTable> {
+        self.rope.as_ref()
+    }
+
+    /// The rows of [`table`](Self::table) that are a sequence's.
+    pub(super) fn positions_of(&self, sequence: usize) -> Range<usize> {
+        self.rope.as_ref().map_or(0..0, |table| table.rows_of(sequence))
+    }
+
+    /// How far back a layer's queries see.
+    pub(super) fn window(&self, layer: usize) -> Option<usize> {
+        self.windows[layer]
+    }
+
+    /// The padding of the batch.
+    pub(super) fn padding(&self) -> &Padding {
+        &self.padding
+    }
+
     /// What the queries of a layer see of all columns.
     pub(super) fn sight(&self, layer: usize) -> &Sight {
         let window = self.windows[layer];

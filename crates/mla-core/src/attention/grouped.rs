@@ -5,7 +5,8 @@ use burn::nn::Linear;
 use burn::tensor::Tensor;
 
 use super::frame::Frame;
-use super::scores::{attend, split_heads};
+use super::host;
+use super::scores::{attend, join_heads, split_heads};
 use crate::cache::Memory;
 use crate::linear::linear;
 
@@ -57,6 +58,11 @@ impl GroupedAttention {
         let k = frame.rotate(split_heads(k, self.n_kv_heads));
         let v = split_heads(v, self.n_kv_heads);
         let (k, v) = memory.keys_values(layer, frame.past(), k, v);
+        if let Memory::Cache(_) = memory
+            && let Some(heads) = host::attend_cached(q.clone(), &k, &v, frame, layer)
+        {
+            return linear(&self.o_proj, join_heads(heads));
+        }
         linear(&self.o_proj, attend(q, k, v, frame.sight(layer)))
     }
 

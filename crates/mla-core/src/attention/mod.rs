@@ -3,11 +3,13 @@
 //! [`GroupedAttention`] is the donor's; [`LatentAttention`] replaces it after a conversion. Both share the rotary
 //! embedding ([`rope`]) and what a pass may see ([`Frame`]). Over keys and values as a whole the weighted sum is
 //! `scores.rs`; a latent layer with a cache goes through it a tile at a time instead (`tiled.rs`), along the path that
-//! `cost.rs` counts as the cheaper.
+//! `cost.rs` counts as the cheaper; on the CPU `host/` takes that walk.
 
 mod cost;
 mod frame;
 mod grouped;
+#[cfg_attr(not(feature = "cpu"), path = "host/absent.rs")]
+mod host;
 mod latent;
 mod projections;
 pub mod rope;
@@ -20,6 +22,8 @@ pub use grouped::GroupedAttention;
 pub use latent::LatentAttention;
 pub use projections::{CrossTerms, JointProjections, Projections, SplitProjections};
 pub use rope::{RopeConfig, RopeScaling, RopeTable};
+#[cfg(test)]
+pub(crate) use tiled::Walk;
 
 use burn::module::Module;
 use burn::tensor::Tensor;

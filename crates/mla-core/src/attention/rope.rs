@@ -3,6 +3,8 @@
 //! Dimension `j` of a head is rotated together with `j + d_head/2` (burn's `RotaryEncoding` pairs neighbours, which is
 //! the layout of the original LLaMA weights, not of Hugging Face's).
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 /// The angles of a rotary embedding (Su et al. 2021).
@@ -112,8 +114,8 @@ impl RopeConfig {
 /// Both `[length, d_head / 2]`, or `[batch · length, d_head / 2]` where each sequence has its own.
 #[derive(Clone, Debug)]
 pub struct RopeTable {
-    cos: Tensor<2>,
-    sin: Tensor<2>,
+    pub(super) cos: Tensor<2>,
+    pub(super) sin: Tensor<2>,
     length: usize,
 }
 
@@ -121,6 +123,13 @@ impl RopeTable {
     /// Number of positions the table covers.
     pub fn length(&self) -> usize {
         self.length
+    }
+
+    /// The rows of a sequence of the batch.
+    pub(super) fn rows_of(&self, sequence: usize) -> Range<usize> {
+        let own = self.cos.dims()[0] > self.length;
+        let start = if own { sequence * self.length } else { 0 };
+        start..start + self.length
     }
 
     /// The rotation of consecutive positions, the same in every sequence of a batch.

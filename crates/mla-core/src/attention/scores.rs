@@ -27,7 +27,7 @@ pub(super) fn attend(q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) ->
     } else {
         attention(q, repeat_heads(k, group), repeat_heads(v, group), hidden, None, options)
     };
-    out.reshape([batch, n_heads, t_q, d_head]).swap_dims(1, 2).reshape([batch, t_q, n_heads * d_head])
+    join_heads(out.reshape([batch, n_heads, t_q, d_head]))
 }
 
 /// `[batch, n_kv_heads, t, d_head]` → `[batch, n_kv_heads · group, t, d_head]`, each head `group` times in a row.
@@ -42,6 +42,12 @@ fn repeat_heads(x: Tensor<4>, group: usize) -> Tensor<4> {
         t,
         d_head,
     ])
+}
+
+/// Joins heads into the last axis: `[batch, heads, t, d_head]` → `[batch, t, heads · d_head]`.
+pub(super) fn join_heads(x: Tensor<4>) -> Tensor<3> {
+    let [batch, heads, t, d_head] = x.dims();
+    x.swap_dims(1, 2).reshape([batch, t, heads * d_head])
 }
 
 /// Splits the last axis into heads: `[batch, t, heads · d_head]` → `[batch, heads, t, d_head]`.

@@ -12,9 +12,10 @@ use burn::tensor::Tensor;
 
 use super::cost::{Path, Paths, Work};
 use super::frame::Frame;
+use super::host;
 use super::latent::LatentAttention;
 use super::projections::{Made, Term};
-use super::scores::split_heads;
+use super::scores::{join_heads, split_heads};
 use crate::cache::Memory;
 use crate::linear::linear;
 
@@ -22,6 +23,15 @@ use crate::linear::linear;
 const TILE: usize = 512;
 /// Added to the score of a hidden column: finite, so that a row that sees nothing yet stays a number.
 const HIDDEN: f32 = -1e30;
+
+/// Who walks through the tokens, and in what steps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Walk {
+    /// Tokens of a tile of the CPU's own kernel, which goes first where it can; `None` to pass it over.
+    pub(crate) host: Option<usize>,
+    /// Tokens of a tile of tensors, on any backend.
+    pub(crate) tensors: usize,
+}
 
 /// Softmax and weighted sum of the tiles so far, a row a query head and new token.
 struct Running {
@@ -70,16 +80,15 @@ impl LatentAttention {
     ) -> Tensor<3> {
         memory.append(layer, frame.past(), self.projections.down(h.clone()));
         let paths = self.work(frame, layer).paths();
-        self.attend_along(paths, TILE, h, frame, layer, memory)
+        self.attend_along(paths, Walk { host: Some(host::TILE), tensors: TILE }, h, frame, layer, memory)
     }
 
     /// What this layer has to do in a pass, a sequence.
     fn work(&self, frame: &Frame, layer: usize) -> Work {
-        let [_, width] = self.q_proj.weight.dims();
         Work {
             n_heads: self.n_heads,
             n_kv_heads: self.n_kv_heads,
-            d_head: width / self.n_heads,
+            d_head: self.d_head(),
             read_k: self.keys().span().len(),
             read_v: self.values().span().len(),
             rotated: frame.rotates(),
@@ -88,63 +97,86 @@ impl LatentAttention {
         }
     }
 
-    /// [`attend_cached`](Self::attend_cached) once the new latents are in `memory`, along given paths, in tiles of so many
-    /// tokens.
+    /// Width of a head.
+    pub(super) fn d_head(&self) -> usize {
+        self.q_proj.weight.dims()[1] / self.n_heads
+    }
+
+    /// [`attend_cached`](Self::attend_cached) once the new latents are in `memory`, along given paths.
     pub(crate) fn attend_along(
         &self,
         paths: Paths,
-        tile: usize,
+        walk: Walk,
         h: Tensor<3>,
         frame: &Frame,
         layer: usize,
         memory: &Memory<'_>,
     ) -> Tensor<3> {
         let [batch, t_q, _] = h.dims();
-        let q = frame.rotate(split_heads(linear(&self.q_proj, h), self.n_heads));
-        let d_head = q.dims()[3];
-        let rows = self.n_heads * t_q;
-        let (keys, values) = (self.keys(), self.values());
-        let q = self.by_kv_head(q.reshape([batch, rows, d_head])) * (1.0 / (d_head as f64).sqrt());
+        let (d_head, rows) = (self.d_head(), self.n_heads * t_q);
+        let q =
+            frame.rotate(split_heads(linear(&self.q_proj, h), self.n_heads)).reshape([batch, rows, d_head]);
+        let q = q * (1.0 / (d_head as f64).sqrt());
         let q = match paths.keys {
             Path::Rebuilt => q,
             // The bias of K adds the same to all scores of a query: softmax does not see it.
-            Path::Absorbed => self.taken_to_latents(&keys, q).unsqueeze_dim(1),
+            Path::Absorbed => self.taken_to_latents(&self.keys(), q),
         };
+        let mixed = walk.host.and_then(|tile| self.mixed_on_host(paths, tile, &q, frame, layer, memory));
+        let mixed =
+            mixed.unwrap_or_else(|| self.mixed_by_tiles(paths, walk.tensors, q, frame, layer, memory));
+        let heads = match paths.values {
+            Path::Rebuilt => mixed,
+            Path::Absorbed => self.taken_to_values(&self.values(), mixed),
+        };
+        linear(&self.o_proj, join_heads(heads.reshape([batch, self.n_heads, t_q, d_head])))
+    }
+
+    /// Weighted means of values, or of the latents behind them, over all that a pass may see.
+    ///
+    /// # Shapes
+    /// - `q`: `[batch, n_heads · t_q, width]`, scaled, and rotated or taken to the latents → `[batch, n_heads · t_q, width]`
+    fn mixed_by_tiles(
+        &self,
+        paths: Paths,
+        tile: usize,
+        q: Tensor<3>,
+        frame: &Frame,
+        layer: usize,
+        memory: &Memory<'_>,
+    ) -> Tensor<3> {
+        let [batch, rows, _] = q.dims();
+        let (keys, values) = (self.keys(), self.values());
         let mut running = None;
         let visible = frame.visible(layer);
         for start in visible.clone().step_by(tile) {
             let tokens = start..visible.end.min(start + tile);
             let tile = self.tile(layer, tokens.clone(), memory);
             let scores = match paths.keys {
-                Path::Absorbed => q.clone().matmul(keys.read(&tile).transpose().unsqueeze_dim(1)),
+                Path::Absorbed => q.clone().matmul(keys.read(&tile).transpose()),
                 Path::Rebuilt => {
                     let k = split_heads(keys.rebuild(&tile), self.n_kv_heads);
-                    q.clone().matmul(frame.rotate_columns(k, tokens.clone()).transpose())
+                    let k = frame.rotate_columns(k, tokens.clone());
+                    self.by_kv_head(q.clone()).matmul(k.transpose()).reshape([batch, rows, tokens.len()])
                 }
             };
             let scores = match frame.hidden(layer, tokens.clone()) {
-                None => scores.reshape([batch, rows, tokens.len()]),
+                None => scores,
                 Some(hidden) => {
-                    let scores = scores.reshape([batch, self.n_heads, t_q, tokens.len()]);
-                    (scores + hidden.float() * HIDDEN).reshape([batch, rows, tokens.len()])
+                    let apart = scores.reshape([batch, self.n_heads, frame.t_q(), tokens.len()]);
+                    (apart + hidden.float() * HIDDEN).reshape([batch, rows, tokens.len()])
                 }
             };
             running = Some(Running::with(running, scores, |weights| match paths.values {
                 Path::Absorbed => weights.matmul(values.read(&tile)),
                 Path::Rebuilt => {
                     let v = split_heads(values.rebuild(&tile), self.n_kv_heads);
-                    self.by_kv_head(weights).matmul(v).reshape([batch, rows, d_head])
+                    self.by_kv_head(weights).matmul(v).reshape([batch, rows, self.d_head()])
                 }
             }));
         }
         let Running { sum, mixed, .. } = running.expect("a pass has at least one token");
-        let mixed = mixed / sum;
-        let mixed = match paths.values {
-            Path::Rebuilt => mixed,
-            Path::Absorbed => self.taken_to_values(&values, mixed),
-        };
-        let heads = mixed.reshape([batch, self.n_heads, t_q, d_head]).swap_dims(1, 2);
-        linear(&self.o_proj, heads.reshape([batch, t_q, self.n_heads * d_head]))
+        mixed / sum
     }
 
     /// The latents that keys and values of some tokens are made of: the layer's own, then those of the layers it reads.
@@ -168,14 +200,15 @@ impl LatentAttention {
     /// `W_ukᵀ q`.
     ///
     /// # Shapes
-    /// - `q`: `[batch, n_kv_heads, rows, d_head]` → `[batch, n_kv_heads · rows, span]`
-    fn taken_to_latents(&self, keys: &Made, q: Tensor<4>) -> Tensor<3> {
-        let [batch, n_kv_heads, rows, _] = q.dims();
+    /// - `q`: `[batch, rows, d_head]` → `[batch, rows, span]`
+    fn taken_to_latents(&self, keys: &Made, q: Tensor<3>) -> Tensor<3> {
+        let [batch, rows, _] = q.dims();
+        let q = self.by_kv_head(q);
         let term = |term: &Term| q.clone().matmul(self.heads_of(term).transpose());
         let parts: Vec<_> = keys.terms.iter().map(term).collect();
         let latent = Tensor::cat(parts, 3);
         let span = latent.dims()[3];
-        latent.reshape([batch, n_kv_heads * rows, span])
+        latent.reshape([batch, rows, span])
     }
 
     /// `W_uv c + b_v` for sums of latents.

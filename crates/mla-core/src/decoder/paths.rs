@@ -10,7 +10,7 @@ use super::config::{
 };
 use crate::attention::{
     CrossTerms, Frame, JointProjections, LatentAttention, Padding, Path, Paths, Projections, RopeConfig,
-    RopeScaling, SplitProjections,
+    RopeScaling, SplitProjections, Walk,
 };
 use crate::cache::{Cache, Memory};
 
@@ -18,8 +18,11 @@ const D_MODEL: usize = 20;
 const D_HEAD: usize = 6;
 const N_HEADS: usize = 4;
 const TOKENS: usize = 11;
-/// Columns of the passes, which cut tiles anywhere.
-const PASSES: [usize; 4] = [5, 1, 4, 1];
+/// Columns of the passes, which cut tiles anywhere; the second are too many for a context to be cut into spans.
+const PASSES: [&[usize]; 2] = [&[5, 1, 4, 1], &[10, 1]];
+
+/// Tensors and the CPU's kernel, in tiles of three tokens.
+const WALKS: [Walk; 2] = [Walk { host: None, tensors: 3 }, Walk { host: Some(3), tensors: 3 }];
 
 fn linear(rows: usize, cols: usize, bias: bool, device: &Device) -> Linear {
     let spread = Distribution::Normal(0.0, 0.4);
@@ -106,20 +109,21 @@ fn gap(width: LatentWidth, cross: bool, rope: bool, window: Option<usize>, left:
         let reads: Vec<_> = layer.cross.iter().map(|_| earlier.clone()).collect();
         let (k, v) = layer.rebuild(layer.projections.down(h.clone()), &reads);
         let oracle = layer.attend(h.clone(), k, v, &whole, 1);
-        for keys in [Path::Rebuilt, Path::Absorbed] {
-            for values in [Path::Rebuilt, Path::Absorbed] {
-                if rope && keys == Path::Absorbed {
-                    continue;
-                }
+        for (keys, values) in [Path::Rebuilt, Path::Absorbed]
+            .into_iter()
+            .flat_map(|keys| [Path::Rebuilt, Path::Absorbed].map(|values| (keys, values)))
+            .filter(|&(keys, _)| !(rope && keys == Path::Absorbed))
+        {
+            for (walk, passes) in WALKS.into_iter().flat_map(|walk| PASSES.map(|passes| (walk, passes))) {
                 let mut cache = Cache::new(&config, padding.clone(), TOKENS, &device);
                 let mut memory = Memory::Cache(&mut cache);
                 let mut past = 0;
-                for t_q in PASSES {
+                for &t_q in passes {
                     let new = |x: &Tensor<3>| x.clone().narrow(1, past, t_q);
                     memory.append(0, past, new(&earlier));
                     memory.append(1, past, layer.projections.down(new(&h)));
                     let paths = Paths { keys, values };
-                    let out = layer.attend_along(paths, 3, new(&h), &frame(past, t_q), 1, &memory);
+                    let out = layer.attend_along(paths, walk, new(&h), &frame(past, t_q), 1, &memory);
                     let difference = (out - new(&oracle)).abs();
                     for (row, &left) in left.iter().enumerate() {
                         let seen = left.max(past);

@@ -1,0 +1,34 @@
+//! In a build without the CPU backend its kernel never applies.
+
+use burn::tensor::Tensor;
+
+use super::cost::Paths;
+use super::frame::Frame;
+use super::latent::LatentAttention;
+use crate::cache::Memory;
+
+pub(super) const TILE: usize = 128;
+
+impl LatentAttention {
+    pub(super) fn mixed_on_host(
+        &self,
+        _paths: Paths,
+        _tile: usize,
+        _q: &Tensor<3>,
+        _frame: &Frame,
+        _layer: usize,
+        _memory: &Memory<'_>,
+    ) -> Option<Tensor<3>> {
+        None
+    }
+}
+
+pub(super) fn attend_cached(
+    _q: Tensor<4>,
+    _k: &Tensor<4>,
+    _v: &Tensor<4>,
+    _frame: &Frame,
+    _layer: usize,
+) -> Option<Tensor<4>> {
+    None
+}

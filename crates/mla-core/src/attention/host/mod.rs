@@ -1,0 +1,149 @@
+//! Attention on the CPU: over slices of the cache where they lie, in one walk, without a tensor between.
+//!
+//! The same mathematics as `tiled.rs`, which is the oracle and what every other backend runs. What is gained is that a
+//! tile (rebuilt keys, scores, weights) stays in the processor's cache, that the cache is read in place, and that one token
+//! against a long context is shared between threads: a thread takes a span of tokens, and the spans' running softmaxes
+//! are merged at the end (Flash-Decoding, Dao et al. 2023).
+//!
+//! Products are `faer`'s, one thread each; vector code is written as loops over arrays that `pulp` has compiled for what the
+//! processor has.
+
+mod kernel;
+mod lanes;
+mod operand;
+
+use burn::tensor::{Tensor, TensorData};
+
+use super::cost::{Path, Paths};
+use super::frame::Frame;
+use super::latent::LatentAttention;
+use super::projections::Made;
+use crate::cache::Memory;
+use kernel::{Rotated, Sequence, Shape, Side};
+use operand::Operand;
+
+/// Tokens of a tile: rebuilt keys of 4 kv heads of 64 numbers fill 128 KB.
+pub(super) const TILE: usize = 128;
+
+/// Matrices and bias of a [`Made`].
+struct Matrices {
+    terms: Vec<(std::ops::Range<usize>, Operand)>,
+    bias: Option<Operand>,
+}
+
+impl Matrices {
+    fn of(made: &Made) -> Option<Self> {
+        let terms =
+            made.terms.iter().map(|term| Some((term.columns.clone(), Operand::weight(&term.weight)?)));
+        let bias = match &made.bias {
+            None => None,
+            Some(bias) => Some(Operand::rows(bias)?),
+        };
+        Some(Self { terms: terms.collect::<Option<_>>()?, bias })
+    }
+
+    fn side<'a>(&'a self, path: Path, rotated: Option<Rotated<'a>>) -> Side<'a> {
+        let columns = |at: usize| self.terms[at].0.clone();
+        match path {
+            Path::Absorbed => Side::Absorbed(columns(0).start..columns(self.terms.len() - 1).end),
+            Path::Rebuilt => Side::Rebuilt(kernel::Made {
+                terms: self
+                    .terms
+                    .iter()
+                    .map(|(columns, weight)| (columns.clone(), weight.matrix(&[])))
+                    .collect(),
+                bias: self.bias.as_ref().map(Operand::vector),
+                rotated,
+            }),
+        }
+    }
+}
+
+impl LatentAttention {
+    /// Weighted means of values, or of the latents behind them, over all that a pass may see. `None` where the tensors are
+    /// not the CPU's.
+    ///
+    /// # Shapes
+    /// - `q`: `[batch, n_heads · t_q, width]`, scaled, and rotated or taken to the latents → `[batch, n_heads · t_q, width]`
+    pub(super) fn mixed_on_host(
+        &self,
+        paths: Paths,
+        tile: usize,
+        q: &Tensor<3>,
+        frame: &Frame,
+        layer: usize,
+        memory: &Memory<'_>,
+    ) -> Option<Tensor<3>> {
+        let [batch, rows, _] = q.dims();
+        let queries = Operand::rows(q)?;
+        let reads = self.cross.iter().flat_map(|cross| cross.reads.iter().copied());
+        let latents = std::iter::once(layer).chain(reads);
+        let latents: Vec<_> = latents
+            .map(|layer| Operand::rows(&memory.latents(layer, 0..frame.t_kv())))
+            .collect::<Option<_>>()?;
+        let (keys, values) = (Matrices::of(&self.keys())?, Matrices::of(&self.values())?);
+        let table = frame.table();
+        let table = match &table {
+            None => None,
+            Some(table) => Some((Operand::rows(&table.cos)?, Operand::rows(&table.sin)?)),
+        };
+        let shape = shape(frame, layer, tile, [self.n_heads, self.n_kv_heads, self.d_head()]);
+        let sequence = |row: usize| {
+            let rotated = table.as_ref().map(|(cos, sin)| {
+                let positions = frame.positions_of(row);
+                let [cos, sin] = [cos, sin].map(|table| table.matrix(&[]));
+                let (start, count) = (positions.start, positions.len());
+                Rotated { cos: cos.subrows(start, count), sin: sin.subrows(start, count) }
+            });
+            Sequence {
+                queries: queries.matrix(&[row]),
+                latents: latents.iter().map(|latents| latents.matrix(&[row])).collect(),
+                keys: keys.side(paths.keys, rotated),
+                values: values.side(paths.values, None),
+            }
+        };
+        let sequences: Vec<_> = (0..batch).map(sequence).collect();
+        let (mixed, width) = kernel::attend(&shape, &sequences);
+        Some(Tensor::from_data(TensorData::new(mixed, [batch, rows, width]), &q.device()))
+    }
+}
+
+/// Weighted means of cached values. `None` where the tensors are not the CPU's.
+///
+/// # Shapes
+/// - `q`: `[batch, n_heads, t_q, d_head]`, rotated, `k`, `v`: `[batch, n_kv_heads, t_kv, d_head]` →
+///   `[batch, n_heads, t_q, d_head]`
+pub(super) fn attend_cached(
+    q: Tensor<4>,
+    k: &Tensor<4>,
+    v: &Tensor<4>,
+    frame: &Frame,
+    layer: usize,
+) -> Option<Tensor<4>> {
+    let ([batch, n_heads, t_q, d_head], n_kv_heads) = (q.dims(), k.dims()[1]);
+    let (k, v) = (Operand::rows(k)?, Operand::rows(v)?);
+    let device = q.device();
+    let q = q.reshape([batch, n_heads * t_q, d_head]) * (1.0 / (d_head as f64).sqrt());
+    let queries = Operand::rows(&q)?;
+    let sequence = |row: usize| {
+        let [keys, values] = [&k, &v]
+            .map(|side| Side::Cached((0..n_kv_heads).map(|head| side.matrix(&[row, head])).collect()));
+        Sequence { queries: queries.matrix(&[row]), latents: Vec::new(), keys, values }
+    };
+    let sequences: Vec<_> = (0..batch).map(sequence).collect();
+    let (mixed, _) = kernel::attend(&shape(frame, layer, TILE, [n_heads, n_kv_heads, d_head]), &sequences);
+    Some(Tensor::from_data(TensorData::new(mixed, [batch, n_heads, t_q, d_head]), &device))
+}
+
+fn shape(frame: &Frame, layer: usize, tile: usize, [n_heads, n_kv_heads, d_head]: [usize; 3]) -> Shape {
+    Shape {
+        n_heads,
+        n_kv_heads,
+        d_head,
+        tile,
+        t_q: frame.t_q(),
+        past: frame.past(),
+        window: frame.window(layer),
+        left: frame.padding().columns().to_vec(),
+    }
+}
