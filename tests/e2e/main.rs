@@ -10,6 +10,7 @@ mod bad_method;
 mod bad_model;
 mod bad_request;
 mod bad_text;
+mod bench;
 mod calibration;
 mod check;
 mod convert;

@@ -117,26 +117,17 @@ impl LatentAttention {
         let q =
             frame.rotate(split_heads(linear(&self.q_proj, h), self.n_heads)).reshape([batch, rows, d_head]);
         let q = q * (1.0 / (d_head as f64).sqrt());
-        let q = match paths.keys {
-            Path::Rebuilt => q,
-            // The bias of K adds the same to all scores of a query: softmax does not see it.
-            Path::Absorbed => self.taken_to_latents(&self.keys(), q),
-        };
-        let mixed = walk.host.and_then(|tile| self.mixed_on_host(paths, tile, &q, frame, layer, memory));
-        let mixed =
-            mixed.unwrap_or_else(|| self.mixed_by_tiles(paths, walk.tensors, q, frame, layer, memory));
-        let heads = match paths.values {
-            Path::Rebuilt => mixed,
-            Path::Absorbed => self.taken_to_values(&self.values(), mixed),
-        };
+        let heads = walk.host.and_then(|tile| self.heads_on_host(paths, tile, &q, frame, layer, memory));
+        let heads =
+            heads.unwrap_or_else(|| self.heads_by_tiles(paths, walk.tensors, q, frame, layer, memory));
         linear(&self.o_proj, join_heads(heads.reshape([batch, self.n_heads, t_q, d_head])))
     }
 
-    /// Weighted means of values, or of the latents behind them, over all that a pass may see.
+    /// Weighted means of values over all that a pass may see.
     ///
     /// # Shapes
-    /// - `q`: `[batch, n_heads · t_q, width]`, scaled, and rotated or taken to the latents → `[batch, n_heads · t_q, width]`
-    fn mixed_by_tiles(
+    /// - `q`: `[batch, n_heads · t_q, d_head]`, scaled, rotated where keys are → the same
+    fn heads_by_tiles(
         &self,
         paths: Paths,
         tile: usize,
@@ -147,6 +138,11 @@ impl LatentAttention {
     ) -> Tensor<3> {
         let [batch, rows, _] = q.dims();
         let (keys, values) = (self.keys(), self.values());
+        let q = match paths.keys {
+            Path::Rebuilt => q,
+            // The bias of K adds the same to all scores of a query: softmax does not see it.
+            Path::Absorbed => self.taken_to_latents(&keys, q),
+        };
         let mut running = None;
         let visible = frame.visible(layer);
         for start in visible.clone().step_by(tile) {
@@ -176,7 +172,11 @@ impl LatentAttention {
             }));
         }
         let Running { sum, mixed, .. } = running.expect("a pass has at least one token");
-        mixed / sum
+        let mean = mixed / sum;
+        match paths.values {
+            Path::Rebuilt => mean,
+            Path::Absorbed => self.taken_to_values(&values, mean),
+        }
     }
 
     /// The latents that keys and values of some tokens are made of: the layer's own, then those of the layers it reads.

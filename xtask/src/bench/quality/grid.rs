@@ -87,6 +87,8 @@ impl Subject {
     }
 
     /// What is run on it: every method under every metric and allocation, a process a metric; on llama also a narrow window.
+    /// On mha, where K and V are three times as wide and a fit takes minutes, the metrics after the first have a process a
+    /// ratio, so that less is lost when one is stopped.
     pub fn calls(self, d_kv: Option<usize>, ratios: &[f64], quick: bool) -> Vec<Call> {
         let call = |methods: &[&'static str], objectives, ranks, cascade_windows| Call {
             ratios: ratios.to_vec(),
@@ -109,11 +111,23 @@ impl Subject {
                 call(METHODS, &["attention"], BOTH_RANKS, wide),
             ],
         };
-        calls.into_iter().flat_map(|call| call.split(d_kv)).collect()
+        let calls = calls.into_iter().flat_map(|call| call.split(d_kv));
+        match self {
+            Self::Mha if !quick => calls.flat_map(Call::by_ratio).collect(),
+            _ => calls.collect(),
+        }
     }
 }
 
 impl Call {
+    /// A call a ratio, but for the Fisher metric, whose gradients all ratios share.
+    fn by_ratio(self) -> Vec<Self> {
+        if self.objectives.contains(&"fisher") {
+            return vec![self];
+        }
+        self.ratios.iter().map(|&ratio| Self { ratios: vec![ratio], ..self.clone() }).collect()
+    }
+
     /// Leaves `decoupled_rope` out of the ratios at which nothing would be left to factorise.
     fn split(self, d_kv: Option<usize>) -> Vec<Self> {
         let fits = |ratio: &f64| d_kv.is_none_or(|d_kv| (d_kv as f64 / ratio) as usize > D_ROPE);
@@ -162,6 +176,13 @@ pub fn d_kv(config: &Value) -> Option<usize> {
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn wide_models_have_a_process_a_ratio_but_for_the_gradients() {
+        let calls = Subject::Mha.calls(Some(576), &[2.0, 4.0, 8.0], false);
+        assert_eq!(calls.len(), 1 + 3 + 3);
+        assert!(calls[4].arguments().join(" ").starts_with("--compression-ratio 2 --method separate,xkv"));
+    }
 
     #[test]
     fn a_process_serves_a_metric_where_everything_fits() {

@@ -10,7 +10,7 @@ use crate::cache::Memory;
 pub(super) const TILE: usize = 128;
 
 impl LatentAttention {
-    pub(super) fn mixed_on_host(
+    pub(super) fn heads_on_host(
         &self,
         _paths: Paths,
         _tile: usize,

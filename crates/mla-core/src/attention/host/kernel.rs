@@ -7,12 +7,17 @@ use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, MatRef, Par};
+use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::lanes;
+use super::operand::Rows;
+use super::{lanes, rows};
 
 /// New tokens up to which a context is cut into spans; above, heads give work enough.
 const FEW: usize = 8;
+
+/// Rows of a product up to which packing its operands costs more than it saves.
+const FEW_ROWS: usize = 32;
 
 /// What a layer has to do.
 #[derive(Clone, Debug)]
@@ -39,9 +44,10 @@ pub(crate) struct Shape {
 #[derive(Clone, Debug)]
 pub(crate) enum Side<'a> {
     /// As they are cached, a kv head each: `[tokens, d_head]`.
-    Cached(Vec<MatRef<'a, f32>>),
-    /// Columns of the latents, read by every head as they are.
-    Absorbed(Range<usize>),
+    Cached(Vec<Rows<'a>>),
+    /// The latents themselves, read by every head: what would make keys of them goes to the queries, what would make
+    /// values of them to their weighted sums.
+    Absorbed(Made<'a>),
     /// Made of latents, a tile at a time.
     Rebuilt(Made<'a>),
 }
@@ -61,18 +67,18 @@ pub(crate) struct Made<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rotated<'a> {
     /// `[positions, d_head / 2]`.
-    pub(crate) cos: MatRef<'a, f32>,
+    pub(crate) cos: Rows<'a>,
     /// `[positions, d_head / 2]`.
-    pub(crate) sin: MatRef<'a, f32>,
+    pub(crate) sin: Rows<'a>,
 }
 
 /// One sequence.
 #[derive(Clone, Debug)]
 pub(crate) struct Sequence<'a> {
-    /// Scaled queries, `[n_heads · t_q, width]`: rotated, or taken to the latents.
-    pub(crate) queries: MatRef<'a, f32>,
+    /// Scaled queries, rotated where keys are: `[n_heads · t_q, d_head]`.
+    pub(crate) queries: Rows<'a>,
     /// The latents of each layer that is read, beside each other: `[tokens, width]` each.
-    pub(crate) latents: Vec<MatRef<'a, f32>>,
+    pub(crate) latents: Vec<Rows<'a>>,
     /// What scores are made with.
     pub(crate) keys: Side<'a>,
     /// What is summed.
@@ -83,54 +89,77 @@ impl Side<'_> {
     /// Numbers of a row of the weighted sum.
     fn width(&self, d_head: usize) -> usize {
         match self {
-            Side::Absorbed(columns) => columns.len(),
+            Side::Absorbed(made) => made.span().len(),
             Side::Cached(_) | Side::Rebuilt(_) => d_head,
         }
     }
 }
 
-/// The weighted sums of all sequences, row-major `[batch, n_heads · t_q, width]`, and their width.
-pub(crate) fn attend(shape: &Shape, sequences: &[Sequence<'_>]) -> (Vec<f32>, usize) {
-    let width = sequences.first().map_or(0, |sequence| sequence.values.width(shape.d_head));
-    let rows = shape.n_heads * shape.t_q;
-    let mut out = vec![0.0; sequences.len() * rows * width];
-    let threads = rayon::current_num_threads();
+/// The weighted means of the values of all sequences, row-major `[batch, n_heads · t_q, d_head]`.
+pub(crate) fn attend(shape: &Shape, sequences: &[Sequence<'_>]) -> Vec<f32> {
+    let mut out = vec![0.0; sequences.len() * shape.n_heads * shape.t_q * shape.d_head];
     let heads_a_unit = if shape.t_q > FEW { 1 } else { shape.n_kv_heads };
     let parts = shape.n_kv_heads / heads_a_unit;
-    let group = shape.n_heads / shape.n_kv_heads;
-    let rows_a_unit = heads_a_unit * group * shape.t_q;
-    out.par_chunks_mut((rows_a_unit * width).max(1)).enumerate().for_each(|(unit, out)| {
+    let rows = heads_a_unit * shape.rows_a_head();
+    let threads = rayon::current_num_threads().div_ceil(sequences.len() * parts);
+    out.par_chunks_mut((rows * shape.d_head).max(1)).enumerate().for_each(|(unit, out)| {
         let (row, part) = (unit / parts, unit % parts);
-        let sequence = &sequences[row];
         let heads = part * heads_a_unit..(part + 1) * heads_a_unit;
-        let visible = shape.visible(row);
-        let spans = threads.div_ceil(sequences.len() * parts).clamp(1, visible.len().div_ceil(shape.tile));
-        let span = visible.len().div_ceil(spans).next_multiple_of(shape.tile);
-        let walk = |start: usize| {
-            let tokens = start..visible.end.min(start + span);
-            let mut unit = Unit {
-                shape,
-                sequence,
-                row,
-                heads: heads.clone(),
-                running: Running::new(rows_a_unit, width),
-            };
-            pulp::Arch::new().dispatch(|| unit.walk(tokens));
-            unit.running
-        };
-        let starts: Vec<usize> = visible.clone().step_by(span.max(1)).collect();
-        let merged = match starts[..] {
-            [start] => Some(walk(start)),
-            _ => starts.into_par_iter().map(walk).reduce_with(Running::merged),
-        };
-        if let Some(merged) = merged {
-            merged.finish(out);
-        }
+        unit_of(shape, &sequences[row], row, heads, threads, out);
     });
-    (out, width)
+    out
+}
+
+/// Some kv heads of sequence `row`, its tokens shared between `threads`.
+fn unit_of(
+    shape: &Shape,
+    sequence: &Sequence<'_>,
+    row: usize,
+    heads: Range<usize>,
+    threads: usize,
+    out: &mut [f32],
+) {
+    let rows_a_head = shape.rows_a_head();
+    let rows = heads.len() * rows_a_head;
+    let queries = sequence.queries.span(heads.start * rows_a_head..heads.end * rows_a_head);
+    let absorbed;
+    let queries = match &sequence.keys {
+        // The bias of K adds the same to all scores of a query: softmax does not see it.
+        Side::Absorbed(made) => {
+            absorbed = made.to_latents(queries, heads.clone(), rows_a_head);
+            Rows::new(&absorbed, rows, made.span().len())
+        }
+        Side::Cached(_) | Side::Rebuilt(_) => queries,
+    };
+    let visible = shape.visible(row);
+    let spans = threads.clamp(1, visible.len().div_ceil(shape.tile));
+    let span = visible.len().div_ceil(spans).next_multiple_of(shape.tile);
+    let walk = |start: usize| {
+        let running = Running::new(rows, sequence.values.width(shape.d_head));
+        let mut unit = Unit { shape, sequence, queries, row, heads: heads.clone(), running };
+        let tokens = start..visible.end.min(start + span);
+        pulp::Arch::new().dispatch(Walk { unit: &mut unit, tokens });
+        unit.running
+    };
+    let starts: Vec<usize> = visible.clone().step_by(span).collect();
+    let walked: Vec<Running> = match starts[..] {
+        [start] => vec![walk(start)],
+        _ => starts.into_par_iter().map(walk).collect(),
+    };
+    // In the order of the tokens, so that the same numbers come out whoever was first.
+    let mean = walked.into_iter().reduce(Running::merged).map_or_else(Vec::new, Running::mean);
+    match &sequence.values {
+        Side::Absorbed(made) => made.to_values(&mean, heads, rows_a_head, out),
+        Side::Cached(_) | Side::Rebuilt(_) => out.copy_from_slice(&mean),
+    }
 }
 
 impl Shape {
+    /// Rows that read one kv head.
+    fn rows_a_head(&self) -> usize {
+        self.n_heads / self.n_kv_heads * self.t_q
+    }
+
     fn t_kv(&self) -> usize {
         self.past + self.t_q
     }
@@ -175,11 +204,11 @@ impl Running {
     }
 
     /// The weighted means. A row that saw nothing is padding, which nobody reads.
-    fn finish(self, out: &mut [f32]) {
-        out.copy_from_slice(&self.mixed);
-        for (row, sum) in out.chunks_exact_mut(self.width.max(1)).zip(&self.sum) {
+    fn mean(mut self) -> Vec<f32> {
+        for (row, sum) in self.mixed.chunks_exact_mut(self.width.max(1)).zip(&self.sum) {
             lanes::scale(row, if *sum > 0.0 { 1.0 / sum } else { 0.0 });
         }
+        self.mixed
     }
 }
 
@@ -187,9 +216,26 @@ impl Running {
 struct Unit<'a> {
     shape: &'a Shape,
     sequence: &'a Sequence<'a>,
+    /// Of its heads: rotated, or taken to the latents.
+    queries: Rows<'a>,
     row: usize,
     heads: Range<usize>,
     running: Running,
+}
+
+/// A unit's way through its tokens, compiled for what the processor has.
+struct Walk<'u, 'a> {
+    unit: &'u mut Unit<'a>,
+    tokens: Range<usize>,
+}
+
+impl WithSimd for Walk<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        self.unit.walk(simd, self.tokens);
+    }
 }
 
 /// What a tile needs room for.
@@ -200,11 +246,6 @@ struct Scratch {
 }
 
 impl Unit<'_> {
-    fn query_heads(&self) -> Range<usize> {
-        let group = self.shape.n_heads / self.shape.n_kv_heads;
-        self.heads.start * group..self.heads.end * group
-    }
-
     /// Rows of the unit that belong to some of its kv heads, queries before `from` left out: as few blocks as there can be.
     #[inline(always)]
     fn blocks(&self, heads: Range<usize>, from: usize) -> impl Iterator<Item = Range<usize>> + use<> {
@@ -216,23 +257,23 @@ impl Unit<'_> {
 
     /// Takes in a span of tokens.
     #[inline(always)]
-    fn walk(&mut self, tokens: Range<usize>) {
+    fn walk<S: Simd>(&mut self, simd: S, tokens: Range<usize>) {
         let (tile, latents) = (self.shape.tile, &self.sequence.latents);
         let gathered: usize =
-            if latents.len() > 1 { latents.iter().map(|latents| latents.ncols()).sum() } else { 0 };
+            if latents.len() > 1 { latents.iter().map(|latents| latents.width).sum() } else { 0 };
         let mut scratch = Scratch {
             latents: vec![0.0; tile * gathered],
             rebuilt: vec![0.0; tile * self.heads.len() * self.shape.d_head],
-            scores: vec![0.0; self.query_heads().len() * self.shape.t_q * tile],
+            scores: vec![0.0; self.queries.count * tile],
         };
         for start in tokens.clone().step_by(tile) {
-            self.tile(start..tokens.end.min(start + tile), &mut scratch);
+            self.tile(simd, start..tokens.end.min(start + tile), &mut scratch);
         }
     }
 
     /// Takes in one tile: scores, softmax, weighted sum.
     #[inline(always)]
-    fn tile(&mut self, tokens: Range<usize>, scratch: &mut Scratch) {
+    fn tile<S: Simd>(&mut self, simd: S, tokens: Range<usize>, scratch: &mut Scratch) {
         let Scratch { latents, rebuilt, scores } = scratch;
         let sequence = self.sequence;
         let latents = gather(&sequence.latents, tokens.clone(), latents);
@@ -240,13 +281,13 @@ impl Unit<'_> {
         let from = tokens.start.saturating_sub(self.shape.past);
         let (heads, d_head) = (self.heads.clone(), self.shape.d_head);
         match &sequence.keys {
-            Side::Absorbed(columns) => {
-                let keys = latents.subcols(columns.start, columns.len());
-                self.score(0..heads.len(), from, keys, scores);
+            Side::Absorbed(made) => {
+                let keys = latents.columns(made.span());
+                self.score(simd, 0..heads.len(), from, keys, scores);
             }
             Side::Cached(cached) => {
                 for (at, head) in heads.clone().enumerate() {
-                    self.score(at..at + 1, from, cached[head].subrows(tokens.start, tokens.len()), scores);
+                    self.score(simd, at..at + 1, from, cached[head].span(tokens.clone()), scores);
                 }
             }
             Side::Rebuilt(made) => {
@@ -254,28 +295,28 @@ impl Unit<'_> {
                 if let Some(rotated) = &made.rotated {
                     rotated.apply(tokens.clone(), self.shape.left[self.row], d_head, keys);
                 }
-                let keys = MatRef::from_row_major_slice(keys, tokens.len(), heads.len() * d_head);
+                let keys = Rows::new(keys, tokens.len(), heads.len() * d_head);
                 for at in 0..heads.len() {
-                    self.score(at..at + 1, from, keys.subcols(at * d_head, d_head), scores);
+                    self.score(simd, at..at + 1, from, keys.columns(at * d_head..(at + 1) * d_head), scores);
                 }
             }
         }
         self.weigh(from, tokens.clone(), scores);
         match &sequence.values {
-            Side::Absorbed(columns) => {
-                let values = latents.subcols(columns.start, columns.len());
-                self.mix(0..heads.len(), from, values, scores);
+            Side::Absorbed(made) => {
+                let values = latents.columns(made.span());
+                self.mix(simd, 0..heads.len(), from, values, scores);
             }
             Side::Cached(cached) => {
                 for (at, head) in heads.enumerate() {
-                    self.mix(at..at + 1, from, cached[head].subrows(tokens.start, tokens.len()), scores);
+                    self.mix(simd, at..at + 1, from, cached[head].span(tokens.clone()), scores);
                 }
             }
             Side::Rebuilt(made) => {
                 let values = made.rebuild(latents, heads.start * d_head..heads.end * d_head, rebuilt);
-                let values = MatRef::from_row_major_slice(values, tokens.len(), heads.len() * d_head);
+                let values = Rows::new(values, tokens.len(), heads.len() * d_head);
                 for at in 0..heads.len() {
-                    self.mix(at..at + 1, from, values.subcols(at * d_head, d_head), scores);
+                    self.mix(simd, at..at + 1, from, values.columns(at * d_head..(at + 1) * d_head), scores);
                 }
             }
         }
@@ -286,13 +327,17 @@ impl Unit<'_> {
     /// # Shapes
     /// - `keys`: `[tokens, width]`, `scores`: `[rows, tokens]`
     #[inline(always)]
-    fn score(&self, heads: Range<usize>, from: usize, keys: MatRef<'_, f32>, scores: &mut [f32]) {
-        let (count, first) = (keys.nrows(), self.query_heads().start * self.shape.t_q);
+    fn score<S: Simd>(&self, simd: S, heads: Range<usize>, from: usize, keys: Rows<'_>, scores: &mut [f32]) {
         for rows in self.blocks(heads, from) {
-            let queries = self.sequence.queries.subrows(first + rows.start, rows.len());
-            let out = &mut scores[rows.start * count..rows.end * count];
-            let out = MatMut::from_row_major_slice_mut(out, rows.len(), count);
-            matmul(out, Accum::Replace, queries, keys.transpose(), 1.0, Par::Seq);
+            let queries = self.queries.span(rows.clone());
+            let out = &mut scores[rows.start * keys.count..rows.end * keys.count];
+            if rows.len() <= FEW_ROWS {
+                rows::scores(simd, queries, keys, out);
+            } else {
+                let out = MatMut::from_row_major_slice_mut(out, rows.len(), keys.count);
+                let keys = keys.matrix().transpose();
+                matmul(out, Accum::Replace, queries.matrix(), keys, 1.0, Par::Seq);
+            }
         }
     }
 
@@ -329,55 +374,102 @@ impl Unit<'_> {
     /// # Shapes
     /// - `values`: `[tokens, width]`, `weights`: `[rows, tokens]`
     #[inline(always)]
-    fn mix(&mut self, heads: Range<usize>, from: usize, values: MatRef<'_, f32>, weights: &[f32]) {
-        let (count, width) = (values.nrows(), self.running.width);
+    fn mix<S: Simd>(&mut self, simd: S, heads: Range<usize>, from: usize, values: Rows<'_>, weights: &[f32]) {
+        let (count, width) = (values.count, self.running.width);
         for rows in self.blocks(heads, from) {
             let weights = &weights[rows.start * count..rows.end * count];
-            let weights = MatRef::from_row_major_slice(weights, rows.len(), count);
             let mixed = &mut self.running.mixed[rows.start * width..rows.end * width];
-            let mixed = MatMut::from_row_major_slice_mut(mixed, rows.len(), width);
-            matmul(mixed, Accum::Add, weights, values, 1.0, Par::Seq);
+            if rows.len() <= FEW_ROWS {
+                rows::mix(simd, weights, values, mixed);
+            } else {
+                let weights = MatRef::from_row_major_slice(weights, rows.len(), count);
+                let mixed = MatMut::from_row_major_slice_mut(mixed, rows.len(), width);
+                matmul(mixed, Accum::Add, weights, values.matrix(), 1.0, Par::Seq);
+            }
         }
     }
 }
 
 /// Latents of a tile, one matrix: in place where one layer is read, else side by side in `room`.
 #[inline(always)]
-fn gather<'a>(latents: &[MatRef<'a, f32>], tokens: Range<usize>, room: &'a mut [f32]) -> MatRef<'a, f32> {
-    let (start, count) = (tokens.start, tokens.len());
-    match latents {
-        [] => MatRef::from_row_major_slice(&[], count, 0),
-        [one] => one.subrows(start, count),
-        many => {
-            let width = many.iter().map(|latents| latents.ncols()).sum();
+fn gather<'a>(latents: &[Rows<'a>], tokens: Range<usize>, room: &'a mut [f32]) -> Rows<'a> {
+    if let [one] = latents {
+        return one.span(tokens);
+    }
+    let width: usize = latents.iter().map(|latents| latents.width).sum();
+    let room = &mut room[..tokens.len() * width];
+    if width > 0 {
+        for (token, room) in tokens.clone().zip(room.chunks_exact_mut(width)) {
             let mut column = 0;
-            for latents in many {
-                for token in 0..count {
-                    let at = token * width + column;
-                    room[at..at + latents.ncols()].copy_from_slice(row_of(*latents, start + token));
-                }
-                column += latents.ncols();
+            for latents in latents {
+                room[column..column + latents.width].copy_from_slice(latents.row(token));
+                column += latents.width;
             }
-            MatRef::from_row_major_slice(&room[..count * width], count, width)
         }
     }
+    Rows::new(room, tokens.len(), width)
 }
 
 impl Made<'_> {
+    /// The columns of the latents that are read.
+    fn span(&self) -> Range<usize> {
+        let (first, last) = (self.terms.first(), self.terms.last());
+        first.map_or(0, |(columns, _)| columns.start)..last.map_or(0, |(columns, _)| columns.end)
+    }
+
+    /// `W_ukᵀ q` for some kv heads: row-major `[rows, span]`.
+    ///
+    /// # Shapes
+    /// - `queries`: `[rows, d_head]`, `rows_a_head` of each head
+    fn to_latents(&self, queries: Rows<'_>, heads: Range<usize>, rows_a_head: usize) -> Vec<f32> {
+        let (span, d_head) = (self.span(), queries.width);
+        let mut out = vec![0.0; queries.count * span.len()];
+        let mut latents = MatMut::from_row_major_slice_mut(&mut out, queries.count, span.len());
+        for (at, head) in heads.enumerate() {
+            let rows = at * rows_a_head..(at + 1) * rows_a_head;
+            let mut latents = latents.as_mut().subrows_mut(rows.start, rows_a_head);
+            for (columns, weight) in &self.terms {
+                let part = latents.as_mut().subcols_mut(columns.start - span.start, columns.len());
+                let weight = weight.subcols(head * d_head, d_head).transpose();
+                matmul(part, Accum::Replace, queries.span(rows.clone()).matrix(), weight, 1.0, Par::Seq);
+            }
+        }
+        out
+    }
+
+    /// `W_uv c + b_v` for means of latents.
+    ///
+    /// # Shapes
+    /// - `mean`: row-major `[rows, span]`, `rows_a_head` of each head, `out`: row-major `[rows, d_head]`
+    fn to_values(&self, mean: &[f32], heads: Range<usize>, rows_a_head: usize, out: &mut [f32]) {
+        let (span, rows) = (self.span(), heads.len() * rows_a_head);
+        let d_head = out.len() / rows;
+        let mean = Rows::new(mean, rows, span.len());
+        for ((at, head), out) in heads.enumerate().zip(out.chunks_exact_mut(rows_a_head * d_head)) {
+            let mean = mean.span(at * rows_a_head..(at + 1) * rows_a_head);
+            let mut values = MatMut::from_row_major_slice_mut(out, rows_a_head, d_head);
+            for (term, (columns, weight)) in self.terms.iter().enumerate() {
+                let accum = if term == 0 { Accum::Replace } else { Accum::Add };
+                let part = mean.columns(columns.start - span.start..columns.end - span.start).matrix();
+                let weight = weight.subcols(head * d_head, d_head);
+                matmul(values.as_mut(), accum, part, weight, 1.0, Par::Seq);
+            }
+            if let Some(bias) = self.bias {
+                let bias = &bias[head * d_head..(head + 1) * d_head];
+                out.chunks_exact_mut(d_head).for_each(|row| lanes::add_scaled(row, bias, 1.0));
+            }
+        }
+    }
+
     /// Some columns of keys or values of a tile, before the rotation: row-major `[tokens, columns]`.
     #[inline(always)]
-    fn rebuild<'r>(
-        &self,
-        latents: MatRef<'_, f32>,
-        columns: Range<usize>,
-        room: &'r mut [f32],
-    ) -> &'r mut [f32] {
-        let (count, width) = (latents.nrows(), columns.len());
+    fn rebuild<'r>(&self, latents: Rows<'_>, columns: Range<usize>, room: &'r mut [f32]) -> &'r mut [f32] {
+        let (count, width) = (latents.count, columns.len());
         let room = &mut room[..count * width];
         let mut out = MatMut::from_row_major_slice_mut(room, count, width);
         for (at, (read, weight)) in self.terms.iter().enumerate() {
             let accum = if at == 0 { Accum::Replace } else { Accum::Add };
-            let read = latents.subcols(read.start, read.len());
+            let read = latents.columns(read.clone()).matrix();
             matmul(out.as_mut(), accum, read, weight.subcols(columns.start, width), 1.0, Par::Seq);
         }
         if let Some(bias) = self.bias {
@@ -394,13 +486,7 @@ impl Rotated<'_> {
         let width = keys.len() / tokens.len();
         for (token, row) in tokens.zip(keys.chunks_exact_mut(width)) {
             let position = token.saturating_sub(left);
-            lanes::rotate(row, d_head, row_of(self.cos, position), row_of(self.sin, position));
+            lanes::rotate(row, d_head, self.cos.row(position), self.sin.row(position));
         }
     }
-}
-
-/// A row of a matrix whose rows are dense.
-#[inline(always)]
-fn row_of<'a>(matrix: MatRef<'a, f32>, row: usize) -> &'a [f32] {
-    matrix.row(row).try_as_row_major().map_or(&[], |row| row.as_slice())
 }

@@ -11,6 +11,7 @@
 mod kernel;
 mod lanes;
 mod operand;
+mod rows;
 
 use burn::tensor::{Tensor, TensorData};
 
@@ -43,29 +44,24 @@ impl Matrices {
     }
 
     fn side<'a>(&'a self, path: Path, rotated: Option<Rotated<'a>>) -> Side<'a> {
-        let columns = |at: usize| self.terms[at].0.clone();
+        let made = kernel::Made {
+            terms: self.terms.iter().map(|(columns, weight)| (columns.clone(), weight.matrix())).collect(),
+            bias: self.bias.as_ref().map(Operand::vector),
+            rotated,
+        };
         match path {
-            Path::Absorbed => Side::Absorbed(columns(0).start..columns(self.terms.len() - 1).end),
-            Path::Rebuilt => Side::Rebuilt(kernel::Made {
-                terms: self
-                    .terms
-                    .iter()
-                    .map(|(columns, weight)| (columns.clone(), weight.matrix(&[])))
-                    .collect(),
-                bias: self.bias.as_ref().map(Operand::vector),
-                rotated,
-            }),
+            Path::Absorbed => Side::Absorbed(made),
+            Path::Rebuilt => Side::Rebuilt(made),
         }
     }
 }
 
 impl LatentAttention {
-    /// Weighted means of values, or of the latents behind them, over all that a pass may see. `None` where the tensors are
-    /// not the CPU's.
+    /// Weighted means of values over all that a pass may see. `None` where the tensors are not the CPU's.
     ///
     /// # Shapes
-    /// - `q`: `[batch, n_heads · t_q, width]`, scaled, and rotated or taken to the latents → `[batch, n_heads · t_q, width]`
-    pub(super) fn mixed_on_host(
+    /// - `q`: `[batch, n_heads · t_q, d_head]`, scaled, rotated where keys are → the same
+    pub(super) fn heads_on_host(
         &self,
         paths: Paths,
         tile: usize,
@@ -74,7 +70,7 @@ impl LatentAttention {
         layer: usize,
         memory: &Memory<'_>,
     ) -> Option<Tensor<3>> {
-        let [batch, rows, _] = q.dims();
+        let [batch, rows, d_head] = q.dims();
         let queries = Operand::rows(q)?;
         let reads = self.cross.iter().flat_map(|cross| cross.reads.iter().copied());
         let latents = std::iter::once(layer).chain(reads);
@@ -87,24 +83,22 @@ impl LatentAttention {
             None => None,
             Some(table) => Some((Operand::rows(&table.cos)?, Operand::rows(&table.sin)?)),
         };
-        let shape = shape(frame, layer, tile, [self.n_heads, self.n_kv_heads, self.d_head()]);
+        let shape = shape(frame, layer, tile, [self.n_heads, self.n_kv_heads, d_head]);
         let sequence = |row: usize| {
             let rotated = table.as_ref().map(|(cos, sin)| {
                 let positions = frame.positions_of(row);
-                let [cos, sin] = [cos, sin].map(|table| table.matrix(&[]));
-                let (start, count) = (positions.start, positions.len());
-                Rotated { cos: cos.subrows(start, count), sin: sin.subrows(start, count) }
+                Rotated { cos: cos.at(&[]).span(positions.clone()), sin: sin.at(&[]).span(positions) }
             });
             Sequence {
-                queries: queries.matrix(&[row]),
-                latents: latents.iter().map(|latents| latents.matrix(&[row])).collect(),
+                queries: queries.at(&[row]),
+                latents: latents.iter().map(|latents| latents.at(&[row])).collect(),
                 keys: keys.side(paths.keys, rotated),
                 values: values.side(paths.values, None),
             }
         };
         let sequences: Vec<_> = (0..batch).map(sequence).collect();
-        let (mixed, width) = kernel::attend(&shape, &sequences);
-        Some(Tensor::from_data(TensorData::new(mixed, [batch, rows, width]), &q.device()))
+        let heads = kernel::attend(&shape, &sequences);
+        Some(Tensor::from_data(TensorData::new(heads, [batch, rows, d_head]), &q.device()))
     }
 }
 
@@ -126,13 +120,13 @@ pub(super) fn attend_cached(
     let q = q.reshape([batch, n_heads * t_q, d_head]) * (1.0 / (d_head as f64).sqrt());
     let queries = Operand::rows(&q)?;
     let sequence = |row: usize| {
-        let [keys, values] = [&k, &v]
-            .map(|side| Side::Cached((0..n_kv_heads).map(|head| side.matrix(&[row, head])).collect()));
-        Sequence { queries: queries.matrix(&[row]), latents: Vec::new(), keys, values }
+        let [keys, values] =
+            [&k, &v].map(|side| Side::Cached((0..n_kv_heads).map(|head| side.at(&[row, head])).collect()));
+        Sequence { queries: queries.at(&[row]), latents: Vec::new(), keys, values }
     };
     let sequences: Vec<_> = (0..batch).map(sequence).collect();
-    let (mixed, _) = kernel::attend(&shape(frame, layer, TILE, [n_heads, n_kv_heads, d_head]), &sequences);
-    Some(Tensor::from_data(TensorData::new(mixed, [batch, n_heads, t_q, d_head]), &device))
+    let heads = kernel::attend(&shape(frame, layer, TILE, [n_heads, n_kv_heads, d_head]), &sequences);
+    Some(Tensor::from_data(TensorData::new(heads, [batch, n_heads, t_q, d_head]), &device))
 }
 
 fn shape(frame: &Frame, layer: usize, tile: usize, [n_heads, n_kv_heads, d_head]: [usize; 3]) -> Shape {
