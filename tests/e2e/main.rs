@@ -15,6 +15,7 @@ mod calibration;
 mod check;
 mod convert;
 mod demo;
+mod devices;
 mod eval;
 mod fisher;
 mod folder;

@@ -32,9 +32,12 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Clone, Debug, Args)]
 pub struct Global {
-    /// Where to compute: cpu, wgpu, wgpu:N, cuda or cuda:N
+    /// Where to compute: auto, cpu, wgpu, wgpu:N, cuda or cuda:N; shrink devices lists what is there
     #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
+    /// Threads of the processor to use; by default all, or RAYON_NUM_THREADS
+    #[arg(long, global = true, value_name = "N")]
+    pub threads: Option<usize>,
     /// Print one JSON object instead of text
     #[arg(long, global = true)]
     pub json: bool,
@@ -64,6 +67,8 @@ pub enum Command {
     Memory(MemoryArgs),
     /// Time prefill and decoding at given contexts
     Bench(BenchArgs),
+    /// List the backends and devices that --device can name
+    Devices,
     /// Verify a converted folder: tensors, shapes, finite weights, orthonormal W_up, recorded ranks
     Check(CheckArgs),
 }

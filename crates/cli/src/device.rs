@@ -4,7 +4,29 @@ use burn::tensor::Device;
 
 use crate::error::UserError;
 
-/// Opens `cpu`, `wgpu[:N]` or `cuda[:N]`.
+/// A backend, and what it finds on this machine.
+#[derive(Debug)]
+pub struct Backend {
+    /// As `--device` takes it.
+    pub name: &'static str,
+    /// What to build with, where it was left out.
+    pub left_out: Option<UserError>,
+    /// Its devices, in their order.
+    pub devices: Vec<Device>,
+}
+
+/// All backends, the fastest first.
+pub fn backends() -> Vec<Backend> {
+    let found = [("cuda", cuda_devices()), ("wgpu", wgpu_devices()), ("cpu", cpu_devices())];
+    let backend = |(name, devices): (&'static str, Option<Vec<Device>>)| Backend {
+        name,
+        left_out: devices.is_none().then(|| absent(name, name)),
+        devices: devices.unwrap_or_default(),
+    };
+    found.into_iter().map(backend).collect()
+}
+
+/// Opens `auto`, `cpu`, `wgpu[:N]` or `cuda[:N]`.
 ///
 /// # Errors
 /// When the name is unknown, the backend is not compiled in, or there is no such device.
@@ -16,66 +38,53 @@ pub fn open(name: &str) -> Result<Device, UserError> {
             (backend, Some(index))
         }
     };
-    match (backend, index) {
-        ("cpu", None) => cpu(),
-        ("wgpu", index) => wgpu(name, index.unwrap_or(0)),
-        ("cuda", index) => cuda(name, index.unwrap_or(0)),
-        _ => Err(unknown(name)),
-    }
+    let devices = match (backend, index) {
+        ("auto", None) => Some(backends().into_iter().flat_map(|backend| backend.devices).collect()),
+        ("cpu", None) => cpu_devices(),
+        ("wgpu", _) => wgpu_devices(),
+        ("cuda", _) => cuda_devices(),
+        _ => return Err(unknown(name)),
+    };
+    let devices: Vec<Device> = devices.ok_or_else(|| absent(name, backend))?;
+    let count = devices.len();
+    devices.into_iter().nth(index.unwrap_or(0)).ok_or_else(|| UserError::Device {
+        device: name.into(),
+        reason: format!("there are {count} such devices on this machine"),
+        hint: "shrink devices lists what is there; check the driver, or use --device cpu".into(),
+    })
 }
 
 fn unknown(name: &str) -> UserError {
     UserError::Flag {
         flag: "--device",
         found: name.into(),
-        expected: "cpu, wgpu, wgpu:N, cuda or cuda:N".into(),
+        expected: "auto, cpu, wgpu, wgpu:N, cuda or cuda:N".into(),
     }
 }
 
-#[cfg(feature = "cpu")]
-fn cpu() -> Result<Device, UserError> {
-    Ok(Device::flex())
+/// `None` where the backend is not compiled in.
+fn cpu_devices() -> Option<Vec<Device>> {
+    #[cfg(feature = "cpu")]
+    return Some(vec![Device::flex()]);
+    #[cfg(not(feature = "cpu"))]
+    None
 }
 
-#[cfg(not(feature = "cpu"))]
-fn cpu() -> Result<Device, UserError> {
-    Err(absent("cpu", "cpu"))
+fn wgpu_devices() -> Option<Vec<Device>> {
+    #[cfg(feature = "wgpu")]
+    return Some(Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec());
+    #[cfg(not(feature = "wgpu"))]
+    None
 }
 
-#[cfg(feature = "wgpu")]
-fn wgpu(name: &str, index: usize) -> Result<Device, UserError> {
-    nth(name, index, Device::enumerate(burn::tensor::DeviceType::Wgpu).into_vec())
+/// Enumerating asks the driver; opening a device without one would panic.
+fn cuda_devices() -> Option<Vec<Device>> {
+    #[cfg(feature = "cuda")]
+    return Some(Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec());
+    #[cfg(not(feature = "cuda"))]
+    None
 }
 
-#[cfg(not(feature = "wgpu"))]
-fn wgpu(name: &str, _index: usize) -> Result<Device, UserError> {
-    Err(absent(name, "wgpu"))
-}
-
-#[cfg(feature = "cuda")]
-fn cuda(name: &str, index: usize) -> Result<Device, UserError> {
-    // Enumerating asks the driver; opening a device without one would panic.
-    nth(name, index, Device::enumerate(burn::tensor::DeviceType::Cuda).into_vec())
-}
-
-#[cfg(not(feature = "cuda"))]
-fn cuda(name: &str, _index: usize) -> Result<Device, UserError> {
-    Err(absent(name, "cuda"))
-}
-
-#[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn nth(name: &str, index: usize, mut devices: Vec<Device>) -> Result<Device, UserError> {
-    if index < devices.len() {
-        return Ok(devices.swap_remove(index));
-    }
-    Err(UserError::Device {
-        device: name.into(),
-        reason: format!("there are {} such devices on this machine", devices.len()),
-        hint: "check the driver, or use --device cpu".into(),
-    })
-}
-
-#[cfg(not(all(feature = "cpu", feature = "wgpu", feature = "cuda")))]
 fn absent(name: &str, feature: &str) -> UserError {
     UserError::Device {
         device: name.into(),
@@ -90,9 +99,18 @@ mod tests {
 
     #[test]
     fn a_name_that_is_no_device_is_refused() {
-        for name in ["gpu", "cpu:0", "wgpu:x", "cuda:-1", ""] {
+        for name in ["gpu", "cpu:0", "auto:1", "wgpu:x", "cuda:-1", ""] {
             assert!(matches!(open(name), Err(UserError::Flag { .. })), "{name}");
         }
+    }
+
+    #[test]
+    fn something_is_always_found() {
+        assert!(open("auto").is_ok());
+        assert_eq!(
+            backends().iter().map(|backend| backend.name).collect::<Vec<_>>(),
+            ["cuda", "wgpu", "cpu"]
+        );
     }
 
     #[cfg(not(feature = "cuda"))]

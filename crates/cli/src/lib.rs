@@ -36,6 +36,7 @@ pub fn run(cli: Cli, registry: Registry) -> anyhow::Result<()> {
         Command::Eval(args) => commands::eval::run(&session, &args),
         Command::Generate(args) => commands::generate::run(&session, &args),
         Command::Bench(args) => commands::bench::run(&session, &args),
+        Command::Devices => commands::devices::run(&session),
         Command::Memory(args) => commands::memory::run(&session, &args),
         Command::Check(args) => commands::check::run(&session, &args),
     }

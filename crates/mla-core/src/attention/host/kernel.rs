@@ -13,8 +13,11 @@ use rayon::prelude::*;
 use super::operand::Rows;
 use super::{lanes, rows};
 
-/// New tokens up to which a context is cut into spans; above, heads give work enough.
+/// New tokens up to which all heads share a unit; above, each has one of its own.
 const FEW: usize = 8;
+/// Tokens of a span, where a unit's context is cut: the same on every machine, so that the same numbers come out whatever the
+/// number of threads.
+const SPAN: usize = 512;
 
 /// Rows of a product up to which packing its operands costs more than it saves.
 const FEW_ROWS: usize = 32;
@@ -101,22 +104,22 @@ pub(crate) fn attend(shape: &Shape, sequences: &[Sequence<'_>]) -> Vec<f32> {
     let heads_a_unit = if shape.t_q > FEW { 1 } else { shape.n_kv_heads };
     let parts = shape.n_kv_heads / heads_a_unit;
     let rows = heads_a_unit * shape.rows_a_head();
-    let threads = rayon::current_num_threads().div_ceil(sequences.len() * parts);
+    let span = if parts == 1 { SPAN.next_multiple_of(shape.tile) } else { usize::MAX };
     out.par_chunks_mut((rows * shape.d_head).max(1)).enumerate().for_each(|(unit, out)| {
         let (row, part) = (unit / parts, unit % parts);
         let heads = part * heads_a_unit..(part + 1) * heads_a_unit;
-        unit_of(shape, &sequences[row], row, heads, threads, out);
+        unit_of(shape, &sequences[row], row, heads, span, out);
     });
     out
 }
 
-/// Some kv heads of sequence `row`, its tokens shared between `threads`.
+/// Some kv heads of sequence `row`, its tokens cut into spans.
 fn unit_of(
     shape: &Shape,
     sequence: &Sequence<'_>,
     row: usize,
     heads: Range<usize>,
-    threads: usize,
+    span: usize,
     out: &mut [f32],
 ) {
     let rows_a_head = shape.rows_a_head();
@@ -132,12 +135,10 @@ fn unit_of(
         Side::Cached(_) | Side::Rebuilt(_) => queries,
     };
     let visible = shape.visible(row);
-    let spans = threads.clamp(1, visible.len().div_ceil(shape.tile));
-    let span = visible.len().div_ceil(spans).next_multiple_of(shape.tile);
     let walk = |start: usize| {
         let running = Running::new(rows, sequence.values.width(shape.d_head));
         let mut unit = Unit { shape, sequence, queries, row, heads: heads.clone(), running };
-        let tokens = start..visible.end.min(start + span);
+        let tokens = start..visible.end.min(start.saturating_add(span));
         pulp::Arch::new().dispatch(Walk { unit: &mut unit, tokens });
         unit.running
     };

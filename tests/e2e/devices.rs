@@ -1,0 +1,31 @@
+//! `shrink devices`, `--device` and `--threads`.
+
+use crate::folder::golden;
+use crate::program::{number, shrink};
+
+#[test]
+fn what_is_there_and_what_was_left_out_is_listed() {
+    let found = shrink(&["devices", "--json", "--threads", "3"]).json();
+    assert_eq!(number(&found, "threads"), 3.0);
+    let backends = found["backends"].as_array().expect("a list");
+    let cpu = backends.iter().find(|backend| backend["name"] == "cpu").expect("the processor");
+    assert_eq!(cpu["devices"][0]["device"], "cpu");
+    let text = shrink(&["devices"]).text();
+    for backend in backends {
+        let left_out = format!("--features {}", backend["name"].as_str().expect("a name"));
+        assert_eq!(text.contains(&left_out), backend["compiled_in"] == false, "{text}");
+    }
+}
+
+#[test]
+fn any_number_of_threads_gives_the_same_tokens_and_none_is_refused() {
+    let generate = |threads: &str| {
+        let model = golden("demo");
+        let args =
+            ["generate", &model, "--prompt", "The", "--json", "--device", "auto", "--threads", threads];
+        shrink(&args).json()["tokens"].clone()
+    };
+    assert_eq!(generate("1"), generate("4"));
+    shrink(&["devices", "--threads", "0"]).refused("--threads is 0, expected at least 1");
+    shrink(&["devices", "--threads", "many"]).misused("--threads");
+}
