@@ -2,10 +2,11 @@
 //!
 //! Each drives `shrink` as a user would, with its `--json`, and never looks inside. `quality` is perplexity against cache
 //! bytes, `convert` the time and memory of a conversion, `big` both at the size of Qwen2.5-7B. `stiefel` and `train` time the
-//! optimiser's example and a step of training beside the Python packages that do the same.
+//! optimiser's example and a step of training beside the Python packages that do the same, `decode` tokens a second.
 
 mod big;
 mod convert;
+mod decode;
 mod markdown;
 mod peer;
 mod quality;
@@ -45,6 +46,8 @@ pub enum Bench {
   cargo xtask bench recovery --models ~/models --resume
   cargo xtask bench recovery --models ~/models --only 'separate 4x'")]
     Recovery(recovery::Request),
+    /// Tokens a second and memory of dense and latent caches beside transformers and cacheshrink: decode.json, decode.md
+    Decode(decode::Request),
     /// A step of training beside cacheshrink's: train.json, train.md
     Train(train::Request),
 }
@@ -80,6 +83,7 @@ pub fn run(workspace: &Workspace, bench: &Bench) -> Result<bool> {
         Bench::Big(request) => big::run(workspace, request),
         Bench::Stiefel(request) => stiefel::run(workspace, request),
         Bench::Recovery(request) => recovery::run(workspace, request).map(|()| true),
+        Bench::Decode(request) => decode::run(workspace, request),
         Bench::Train(request) => train::run(workspace, request),
     }
 }

@@ -1,0 +1,252 @@
+//! `bench decode`: tokens a second and memory, of a dense and of latent caches, beside transformers and cacheshrink.
+
+mod page;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+use serde_json::Value;
+
+use super::peer::{Peer, PeerArgs};
+use super::run::{Shrink, shown};
+use super::setting::Setting;
+use super::{Common, existing, write};
+use crate::synth::{self, Shape};
+use crate::workspace::Workspace;
+use page::{Promise, page, promises};
+
+/// What the others run on.
+const PEERS: [&str; 4] = ["cacheshrink==0.1.5", "torch==2.15.0", "transformers==5.23.0", "geoopt==0.5.1"];
+/// Tokens of a timed prompt.
+const PREFILL: usize = 512;
+/// Threads of every side.
+const THREADS: usize = 2;
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub struct Request {
+    #[command(flatten)]
+    common: Common,
+    #[command(flatten)]
+    peer: PeerArgs,
+    /// Measure this model only
+    #[arg(long, value_enum, value_name = "NAME")]
+    model: Option<Subject>,
+    /// Sequences at a time
+    #[arg(long, value_delimiter = ',', default_value = "1,8", value_name = "N,…")]
+    batch_size: Vec<usize>,
+    /// Rounds, in each of which every side runs; the table has medians
+    #[arg(long, value_name = "N", default_value_t = 3)]
+    rounds: usize,
+}
+
+/// A model that is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+enum Subject {
+    /// SmolLM2-135M: rotary embedding, grouped heads
+    Smollm2,
+    /// GPT-2 medium's shape with random weights and 16,384 positions: learned positions, a K and V head a query head
+    Gpt2,
+}
+
+/// Who decodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Side {
+    Dense,
+    Latent2,
+    Latent4,
+    TorchF32,
+    TorchBf16,
+    Cacheshrink,
+}
+
+/// `decode.json`.
+#[derive(Debug, Serialize)]
+struct Record {
+    setting: Setting,
+    threads: usize,
+    contexts: Vec<usize>,
+    repeat: usize,
+    /// What was run of ours, as it could be typed.
+    command: String,
+    cases: Vec<Case>,
+}
+
+/// A model at a batch size.
+#[derive(Debug, Serialize)]
+struct Case {
+    model: Subject,
+    batch: usize,
+    sides: Vec<Runs>,
+}
+
+/// What one side printed, a round each.
+#[derive(Debug, Serialize)]
+struct Runs {
+    side: Side,
+    rounds: Vec<Value>,
+}
+
+impl Subject {
+    const ALL: [Self; 2] = [Self::Smollm2, Self::Gpt2];
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Smollm2 => "SmolLM2-135M (30 layers, 9 heads on 3 K and V heads of 64, rotary embedding)",
+            Self::Gpt2 => {
+                "GPT-2 medium's shape, random weights (24 layers, 16 heads of 64, learned positions)"
+            }
+        }
+    }
+
+    /// cacheshrink serves no conversion of a GPT-2 whose positions are not its own.
+    fn sides(self, batch: usize) -> Vec<Side> {
+        let mut sides = vec![Side::Dense, Side::Latent2, Side::Latent4, Side::TorchF32, Side::TorchBf16];
+        // It fills its cache by reading, which at eight sequences takes an hour.
+        if self == Self::Smollm2 && batch == 1 {
+            sides.push(Side::Cacheshrink);
+        }
+        sides
+    }
+}
+
+impl Side {
+    fn title(self) -> &'static str {
+        match self {
+            Self::Dense => "shrink, dense cache, f32",
+            Self::Latent2 => "shrink, latent 2x, f32",
+            Self::Latent4 => "shrink, latent 4x, f32",
+            Self::TorchF32 => "transformers on torch, f32",
+            Self::TorchBf16 => "transformers on torch, bf16",
+            Self::Cacheshrink => "cacheshrink 4x on torch, f32 (rebuilds K and V)",
+        }
+    }
+
+    /// What `decode.py` calls it.
+    fn torch(self) -> Option<&'static str> {
+        match self {
+            Self::Dense | Self::Latent2 | Self::Latent4 => None,
+            Self::TorchF32 => Some("f32"),
+            Self::TorchBf16 => Some("bf16"),
+            Self::Cacheshrink => Some("cacheshrink"),
+        }
+    }
+}
+
+/// Measures every case; whether all that is promised was kept.
+///
+/// # Errors
+/// When a model is missing, or a side cannot be installed or run.
+pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
+    if request.rounds == 0 || request.batch_size.contains(&0) {
+        bail!("--rounds and --batch-size are at least 1");
+    }
+    let out = request.common.out(workspace)?;
+    let shrink = request.common.shrink(workspace)?;
+    let peer = request.peer.peer(workspace, &PEERS)?;
+    let quick = request.common.quick;
+    let (contexts, repeat, rounds) = match quick {
+        true => (vec![32, 64], 2, 1),
+        false => (vec![128, 1024, 4096, 8000], 9, request.rounds),
+    };
+    let mut record = Record {
+        setting: request.common.setting(workspace, shrink.version()),
+        threads: THREADS,
+        command: format!("shrink {}", shown(&arguments(Path::new("MODEL"), 1, &contexts, repeat))),
+        contexts,
+        repeat,
+        cases: Vec::new(),
+    };
+    for &model in request.model.as_ref().map_or(&Subject::ALL[..], std::slice::from_ref) {
+        let folders = Folders::make(workspace, request, &shrink, model)?;
+        for &batch in &request.batch_size {
+            let mut sides: Vec<Runs> =
+                model.sides(batch).into_iter().map(|side| Runs { side, rounds: Vec::new() }).collect();
+            // Each round has all, so that whatever else the machine does befalls all.
+            for round in 1..=rounds {
+                for Runs { side, rounds: found } in &mut sides {
+                    println!("==> {model:?}, batch {batch}, {}, round {round} of {rounds}", side.title());
+                    found.push(measure(workspace, &shrink, &peer, *side, &folders, batch, &record)?);
+                }
+            }
+            record.cases.push(Case { model, batch, sides });
+            write(&out.join("decode.json"), &(serde_json::to_string_pretty(&record)? + "\n"))?;
+            write(&out.join("decode.md"), &page(&record)?)?;
+        }
+    }
+    Ok(promises(&record)?.iter().all(Promise::kept))
+}
+
+/// A model and its conversions.
+struct Folders {
+    donor: PathBuf,
+    converted: [PathBuf; 2],
+}
+
+impl Folders {
+    fn make(workspace: &Workspace, request: &Request, shrink: &Shrink, model: Subject) -> Result<Self> {
+        let donor = match model {
+            Subject::Smollm2 => existing(request.common.models()?.join("smollm2-135m-instruct"))?,
+            Subject::Gpt2 => {
+                let folder = shrink.scratch().join("gpt2");
+                let layers = request.common.quick.then_some(2);
+                let model = Shape::Gpt2Medium.model(layers);
+                synth::write(&folder, &model, &workspace.root.join(synth::TOKENIZER))?;
+                folder
+            }
+        };
+        // What is in the matrices does not matter here, so a conversion without text will do.
+        let convert = |ratio: &str| {
+            let folder = shrink.scratch().join(format!("{model:?}-{ratio}"));
+            let args = ["convert", "--method", "separate", "--ranks", "uniform", "--no-calibration"];
+            let args = args.map(OsString::from).into_iter();
+            let more = ["--compression-ratio".into(), ratio.into(), "--output".into(), folder.clone().into()];
+            shrink.json(&args.chain(more).chain([donor.clone().into()]).collect::<Vec<_>>())?;
+            Ok::<_, anyhow::Error>(folder)
+        };
+        let converted = [convert("2")?, convert("4")?];
+        Ok(Self { donor, converted })
+    }
+}
+
+fn arguments(model: &Path, batch: usize, contexts: &[usize], repeat: usize) -> Vec<OsString> {
+    let contexts: Vec<String> = contexts.iter().map(usize::to_string).collect();
+    let mut args: Vec<OsString> =
+        vec!["bench".into(), model.into(), "--context".into(), contexts.join(",").into()];
+    for (flag, number) in [("--batch-size", batch), ("--prefill", PREFILL), ("--repeat", repeat)] {
+        args.extend([flag.into(), number.to_string().into()]);
+    }
+    args
+}
+
+/// A round of one side: `measured` and `peak_bytes`.
+fn measure(
+    workspace: &Workspace,
+    shrink: &Shrink,
+    peer: &Peer,
+    side: Side,
+    folders: &Folders,
+    batch: usize,
+    record: &Record,
+) -> Result<Value> {
+    if let Some(torch) = side.torch() {
+        let numbers = [batch, PREFILL, record.repeat].into_iter().chain(record.contexts.iter().copied());
+        let mut args = vec![torch.to_owned(), folders.donor.display().to_string()];
+        args.extend(numbers.map(|number| number.to_string()));
+        return peer.json(&workspace.root.join("xtask/bench/decode.py"), &args, THREADS);
+    }
+    let folder = match side {
+        Side::Latent2 => &folders.converted[0],
+        Side::Latent4 => &folders.converted[1],
+        _ => &folders.donor,
+    };
+    let args = arguments(folder, batch, &record.contexts, record.repeat);
+    let (mut found, cost) = shrink.timed_with(&args, Some(THREADS))?;
+    found["peak_bytes"] = cost.peak_bytes.into();
+    Ok(found)
+}
