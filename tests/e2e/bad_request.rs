@@ -145,7 +145,7 @@ fn tables_of_nothing() {
 fn a_device_that_is_not_there() {
     for device in ["gpu", "cpu:1", "cuda:x"] {
         shrink(&["inspect", &golden("llama"), "--device", device])
-            .refused(&format!("--device is {device}, expected cpu"));
+            .refused(&format!("--device is {device}, expected auto, cpu, wgpu"));
     }
 }
 
