@@ -27,7 +27,7 @@ fn a_fresh_folder_passes_with_every_figure() {
     let found = shrink(&["check", &scratch.root(), "--json"]).json();
     assert_eq!(
         (&found["ok"], &found["matrices_checked"], &found["tensors"]),
-        (&true.into(), &6.into(), &36.into())
+        (&true.into(), &6.into(), &42.into())
     );
     assert!(number(&found, "worst_orthonormality") < 1e-6, "{found}");
     assert_eq!(number(&found, "compression_ratio"), 2.0);
@@ -36,7 +36,7 @@ fn a_fresh_folder_passes_with_every_figure() {
     assert_eq!(found["weight_bytes"], scratch.read("model.safetensors").len());
     let text = shrink(&["check", &scratch.root()]).text();
     assert!(
-        text.starts_with("36 tensors: all there, in shape, finite (")
+        text.starts_with("42 tensors: all there, in shape, finite (")
             && text.contains("6 W_up matrices: worst")
     );
     assert!(!text.contains("FAILED"), "{text}");

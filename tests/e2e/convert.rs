@@ -42,9 +42,14 @@ fn the_folder_is_the_donors_with_latent_tensors_in_place_of_k_and_v() {
     let (donor, ours) = (Scratch::of("qwen2").tensors("model.safetensors"), weights(&scratch));
     for layer in 0..3 {
         let attention = format!("model.layers.{layer}.self_attn");
-        for (name, shape) in
-            [("w_down_k", [8, 32]), ("w_up_k", [16, 8]), ("w_down_v", [8, 32]), ("w_up_v", [16, 8])]
-        {
+        for (name, shape) in [
+            ("w_down_k", [8, 32]),
+            ("w_up_k", [16, 8]),
+            ("w_balance_k", [8, 8]),
+            ("w_down_v", [8, 32]),
+            ("w_up_v", [16, 8]),
+            ("w_balance_v", [8, 8]),
+        ] {
             assert_eq!(ours[&format!("{attention}.mla.{name}")].shape, shape, "{name}");
         }
         for gone in ["k_proj.weight", "v_proj.weight"] {
@@ -56,7 +61,7 @@ fn the_folder_is_the_donors_with_latent_tensors_in_place_of_k_and_v() {
     for (key, tensor) in kept {
         assert_eq!(ours.get(key), Some(tensor), "{key}");
     }
-    assert_eq!(ours.len(), donor.len() - 2 * 3 + 4 * 3);
+    assert_eq!(ours.len(), donor.len() - 2 * 3 + 6 * 3);
 }
 
 #[test]
@@ -74,7 +79,7 @@ fn tokenizer_and_generation_settings_are_copied_byte_for_byte() {
 fn the_configuration_is_the_donors_and_a_section_more() {
     let scratch = convert("mistral", &["-r", "4", "--no-calibration"]);
     let mut config = scratch.read_json("out/config.json");
-    let ranks = json!({ "d_latent_k": 4, "d_latent_v": 4 });
+    let ranks = json!({ "d_latent_k": 4, "d_latent_v": 4, "balanced": true });
     let section = json!({
         "version": 1,
         "method": "separate",

@@ -81,7 +81,7 @@ fn the_cache_of_a_converted_model_is_smaller_by_its_ratio() {
         let found = eval(&out, &["--max-length", "32", "--windows", "1"]);
         assert_eq!(
             found["cache"],
-            json!({ "tokens": 32, "dtype": "f32", "bytes": bytes, "donor_bytes": 2 * 3 * 32 * 32 * 4 })
+            json!({ "tokens": 32, "dtype": "f32", "bytes": bytes, "donor_dtype": "f32", "donor_bytes": 2 * 3 * 32 * 32 * 4 })
         );
         assert_eq!(number(&found, "compression_ratio"), f64::from(2 * 3 * 32 * 32 * 4) / f64::from(bytes));
     }
@@ -156,7 +156,7 @@ fn the_text_says_what_was_measured() {
         score.starts_with("perplexity ") && score.ends_with("  (62 tokens in 2 windows of 32)"),
         "{score}"
     );
-    assert_eq!(*cache, "cache of 32 tokens as allocated, f32: 12 KB (donor 12 KB)");
+    assert_eq!(*cache, "cache of 32 tokens as allocated, f32: 12 KB (donor, f32: 12 KB)");
     assert!(
         against.starts_with("against mistral: perplexity ") && against.contains(", ratio 1.0000, "),
         "{against}"

@@ -147,8 +147,8 @@ fn a_converted_folder_lists_its_ranks_and_what_they_keep() {
     assert_eq!(found["compression_ratio"], 2.0);
     assert_eq!(
         found["mla"]["layers"],
-        json!([{ "d_latent_k": 8, "d_latent_v": 8 }, { "d_latent_k": 8, "d_latent_v": 8 },
-        { "d_latent_k": 8, "d_latent_v": 8 }])
+        json!([{ "d_latent_k": 8, "d_latent_v": 8, "balanced": true }, { "d_latent_k": 8, "d_latent_v": 8, "balanced": true },
+        { "d_latent_k": 8, "d_latent_v": 8, "balanced": true }])
     );
     assert!(
         found["layers"][2]["value"]["energy_kept"].as_f64().is_some_and(|kept| 0.5 < kept && kept < 1.0),

@@ -28,6 +28,7 @@ mod methods;
 mod output;
 mod program;
 mod progress;
+mod quantised;
 mod ratio;
 mod snapshot;
 mod train;

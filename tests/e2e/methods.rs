@@ -133,7 +133,10 @@ fn inspect_and_check_know_a_joint_latent() {
     let out = scratch.path("out");
     convert(&donor, &out, &["-r", "2", "--method", "joint", "--ranks", "uniform"]);
     let found = shrink(&["inspect", &out, "--json"]).json();
-    assert_eq!(found["mla"]["layers"], json!([{ "d_latent": 16 }, { "d_latent": 16 }, { "d_latent": 16 }]));
+    assert_eq!(
+        found["mla"]["layers"],
+        json!([{ "d_latent": 16, "balanced": true }, { "d_latent": 16, "balanced": true }, { "d_latent": 16, "balanced": true }])
+    );
     let text = shrink(&["inspect", &out]).text();
     assert_eq!(text.matches("joint 16").count(), 3, "{text}");
     let key = "model.layers.1.self_attn.mla.w_up";

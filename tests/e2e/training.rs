@@ -84,7 +84,7 @@ impl Golden {
             };
             let up_of = number(3).unwrap_or(layer);
             config.layers[layer].attention =
-                AttentionKind::Latent(LatentConfig { width, up_of, reads_from: number(4) });
+                AttentionKind::Latent(LatentConfig { width, up_of, reads_from: number(4), balanced: false });
         }
         let mut patch = WeightMap::new(config);
         for (slot, matrix) in self.under(method) {

@@ -14,7 +14,8 @@ use mla_core::decoder::{
     PositionKind,
 };
 use mla_core::{
-    Decoder, DecoderConfig, LayerSlot, Matrix, Padding, Part, Patch, Slot, WeightMap, WeightSource,
+    CacheDtype, Decoder, DecoderConfig, LayerSlot, Matrix, Padding, Part, Patch, Slot, WeightMap,
+    WeightSource,
 };
 
 fn main() -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
@@ -81,6 +82,7 @@ fn random_donor(device: &Device) -> WeightMap {
         mlp: MlpKind::Gated(Activation::Silu),
         biases: Biases { qkv: false, output: false, mlp: false },
         head: HeadKind::Tied,
+        cache_dtype: CacheDtype::F32,
         layers: vec![LayerConfig { window: None, attention: AttentionKind::Grouped }],
     });
     let random = |rows, cols| {

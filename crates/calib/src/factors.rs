@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use mla_core::decoder::AttentionKind;
 use mla_core::{DecoderConfig, LayerSlot, Matrix, Patch, Slot, SourceError};
 
 use crate::error::Error;
@@ -38,6 +39,13 @@ impl Factors {
         let data = self.scratch.keep(matrix.data.iter().map(|&x| x as f32).collect())?;
         self.tensors.insert(Slot::Layer(layer, slot), Kept { rows: matrix.rows, cols: matrix.cols, data });
         Ok(())
+    }
+
+    /// Says that a layer's balanced basis is among the factors.
+    pub(crate) fn set_balanced(&mut self, layer: usize) {
+        if let AttentionKind::Latent(latent) = &mut self.config.layers[layer].attention {
+            latent.balanced = true;
+        }
     }
 
     /// The slots that have a factor.

@@ -6,6 +6,7 @@
 //! donor on held-back text; [`convert`] is all of it. The crate knows tensors, and no files but one: arrays that would
 //! grow with the model lie in a [`Scratch`].
 
+mod balance;
 mod convert;
 mod cost;
 mod error;

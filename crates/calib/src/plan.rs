@@ -260,14 +260,17 @@ pub fn uniform_latents(config: &DecoderConfig, method: Method, width: Width) -> 
         Method::Joint => Some(LatentConfig::alone(layer, LatentWidth::Joint { d_latent })),
         Method::Xkv(_) => {
             let group = groups.iter().find(|group| group.contains(&layer))?;
-            Some(LatentConfig { width: apart, up_of: group.start, reads_from: None })
+            Some(LatentConfig { up_of: group.start, ..LatentConfig::alone(layer, apart) })
         }
         Method::Cascade(cascade) => {
             let width = match cascade.latents {
                 Latents::Together => LatentWidth::Joint { d_latent: 2 * d_latent },
                 Latents::Apart => apart,
             };
-            Some(LatentConfig { width, up_of: layer, reads_from: Some(cascade.first_read(layer)) })
+            Some(LatentConfig {
+                reads_from: Some(cascade.first_read(layer)),
+                ..LatentConfig::alone(layer, width)
+            })
         }
     };
     let mut config = config.clone();

@@ -46,6 +46,8 @@ pub struct Statistics {
 struct LayerStatistics {
     /// `E[y_i y_jᵀ]` by j, for `y = [W_k h; W_v h]`.
     moments: BTreeMap<usize, StoredMatrix>,
+    /// What each window's first token adds to the layer's own moment, as rows `[windows, 2 · d_kv]`.
+    firsts: Stored<f64>,
     /// `Σ_{h∈g} E[q_h q_hᵀ]`, one kv head after the other.
     queries: Option<Stored<f64>>,
     fisher: Option<Fisher>,
@@ -163,7 +165,8 @@ impl Statistics {
                 }
             };
             let moments = BTreeMap::from([(layer, scratch.keep_matrix(moment)?)]);
-            layers.push(LayerStatistics { moments, queries, fisher: None });
+            let firsts = scratch.keep(Vec::new())?;
+            layers.push(LayerStatistics { moments, firsts, queries, fisher: None });
         }
         Ok(Self { config, tokens: 0, scratch: scratch.clone(), layers })
     }
@@ -192,6 +195,19 @@ impl Statistics {
     /// If j lies outside the window.
     pub fn moment(&self, i: usize, j: usize) -> Result<Mat64, Error> {
         self.layers[i].moments[&j].load()
+    }
+
+    /// `E[y yᵀ]` of a layer over all tokens but each window's first, which is an attention sink.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be read.
+    pub(crate) fn typical_moment(&self, layer: usize) -> Result<Mat64, Error> {
+        let mut moment = self.moment(layer, layer)?;
+        let firsts = self.layers[layer].firsts.read()?;
+        let mut sum = Mat64::zeros(moment.rows, moment.cols);
+        add_cross(&mut sum, &firsts, &firsts);
+        moment.subtract(&sum);
+        Ok(moment)
     }
 
     /// The metrics of a layer's keys and values.
@@ -268,6 +284,8 @@ struct Gathering {
     heads: Heads,
     /// `[W_k h; W_v h]` of the layers in the window, a batch an entry: `[tokens, 2 · d_kv]`.
     outputs: BTreeMap<usize, Vec<Stored<f32>>>,
+    /// Of the layer at hand, each window's first row.
+    firsts: Vec<f64>,
     queries: Option<Vec<Mat64>>,
     sink: f64,
 }
@@ -288,6 +306,7 @@ impl Gathering {
             d_kv: config.d_kv(),
             heads,
             outputs: BTreeMap::new(),
+            firsts: Vec::new(),
             queries,
             sink: needs.sink,
         }
@@ -300,6 +319,9 @@ impl Gathering {
         let product = |w: &Tensor<2>| h.clone().matmul(w.clone().unsqueeze::<3>());
         let y = vec![product(&attention.k_proj.weight.val()), product(&attention.v_proj.weight.val())];
         let y = weigh_first(Tensor::cat(y, 2), self.sink);
+        if y.dims()[1] > 1 {
+            self.firsts.extend(widen(&host(y.clone().narrow(1, 0, 1))));
+        }
         self.outputs.entry(layer).or_default().push(scratch.keep(host(y))?);
         if let Some(sums) = &mut self.queries {
             let q = attention.q_proj.forward(h);
@@ -331,7 +353,9 @@ impl Gathering {
                 Some(scratch.keep(mean)?)
             }
         };
-        Ok(LayerStatistics { moments, queries, fisher: None })
+        let share = 1.0 / (tokens as f64).sqrt();
+        let firsts = std::mem::take(&mut self.firsts).into_iter().map(|x| x * share).collect();
+        Ok(LayerStatistics { moments, firsts: scratch.keep(firsts)?, queries, fisher: None })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use calib::{Conversion, Method, Objective, Plan, Scratch, Text, Width};
 use handlers::{Dtype, FolderPlan, MlaSection, Model, Output, Written, write_folder};
-use mla_core::{Patch, WeightSource};
+use mla_core::{CacheDtype, Patch, WeightSource};
 
 use crate::calibration::Calibration;
 use crate::record::{card, record};
@@ -22,6 +22,8 @@ pub struct Request {
     pub sequential: bool,
     /// Store the original `W_k` and `W_v` too.
     pub store_original_weights: bool,
+    /// What the cache of the result keeps its numbers as.
+    pub cache_dtype: CacheDtype,
     /// Type of every stored tensor; `None` keeps the donor's, and f32 for the factors.
     pub dtype: Option<Dtype>,
 }
@@ -97,6 +99,7 @@ pub fn write(
     let config = conversion.factors.config();
     let mut section =
         MlaSection::from_config(plan.method.name(), objective, config, request.store_original_weights);
+    section.set_cache_dtype(request.cache_dtype);
     match plan.method {
         Method::Cascade(cascade) => {
             section.window = Some(cascade.window);

@@ -77,6 +77,12 @@ pub enum UserError {
         /// What to do.
         hint: String,
     },
+    /// Integers for a cache that has no latents.
+    #[error("{dtype} is for latents, and this model caches keys and values")]
+    NoLatents {
+        /// The type.
+        dtype: &'static str,
+    },
     /// A folder that is a donor where a converted one is needed.
     #[error("{path} is not a converted model: its config.json has no `mla` section")]
     NotConverted {
@@ -163,6 +169,9 @@ impl UserError {
             }
             UserError::CalibrationDataset { source, .. } => return Some(dataset_hint(source)),
             UserError::Device { hint, .. } => hint.clone(),
+            UserError::NoLatents { .. } => {
+                "take f16 or bf16; or shrink convert --compression-ratio 1, which has latents as wide as keys and values".into()
+            }
             UserError::NotConverted { .. } => "shrink convert MODEL -o OUT makes one".into(),
             UserError::OtherTokenizer { .. } => "take the donor as the teacher".into(),
             UserError::Settings { .. } => "shrink train writes a whole one into the run folder: settings.toml".into(),

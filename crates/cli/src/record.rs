@@ -6,6 +6,7 @@ use calib::{Conversion, LayerReport, Trial, Width};
 use handlers::{Dtype, Model};
 use mla_core::Patch;
 use serde_json::{Value, json};
+use train::eval::{TokenBytes, cache_sizes};
 
 use crate::calibration::{Calibration, hex};
 use crate::convert::{Request, objective};
@@ -131,7 +132,7 @@ fn weights_sha256(model: &Model) -> anyhow::Result<String> {
 pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conversion) -> String {
     let config = conversion.factors.config();
     let tokens = 4096;
-    let size = train::eval::cache_sizes(config, &[tokens], 1, 2)[0];
+    let size = cache_sizes(TokenBytes::plain(config, 2), &[tokens], 1)[0];
     let text = match calibration {
         Some(c) => {
             let names: Vec<&str> = c.source.split(", ").map(|s| s.rsplit('/').next().unwrap_or(s)).collect();

@@ -7,10 +7,10 @@ use anyhow::Context;
 use burn::tensor::Device;
 use handlers::hub::{Hub, ModelFolder, Need};
 use handlers::{Model, Registry};
-use mla_core::{Decoder, SourceError};
+use mla_core::{Decoder, SourceError, WeightSource};
 use serde_json::Value;
 
-use crate::args::Global;
+use crate::args::{CacheArgs, CacheDtype, Global};
 use crate::error::UserError;
 use crate::ui::Ui;
 
@@ -108,6 +108,31 @@ impl Session {
             self.ui.note(&format!("note: {} tensor(s) not used, the first is {first}", model.unused().len()));
         }
         Ok(Opened { found, model })
+    }
+
+    /// As [`open`](Self::open), to be run with a cache as asked for.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open), and when integers are asked for and there are no latents.
+    pub fn open_to_run(&self, name: &str, cache: CacheArgs) -> anyhow::Result<Opened> {
+        let mut opened = self.open(name)?;
+        let Some(dtype) = cache.cache_dtype.map(CacheDtype::dtype) else { return Ok(opened) };
+        let config = opened.model.config();
+        let latents: Vec<_> = (0..config.n_layers()).filter_map(|layer| config.latent(layer)).collect();
+        if dtype.bits().is_some() {
+            if latents.is_empty() {
+                return Err(UserError::NoLatents { dtype: dtype.name() }.into());
+            }
+            if !latents.iter().any(|latent| latent.balanced) {
+                self.ui.note(&format!(
+                    "note: this folder does not say in which basis its latents are best quantised; {} will cost more than it \
+                     must",
+                    dtype.name()
+                ));
+            }
+        }
+        opened.model.set_cache_dtype(dtype);
+        Ok(opened)
     }
 
     /// Loads every weight of an opened model.

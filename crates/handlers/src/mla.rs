@@ -7,8 +7,8 @@ mod tensors;
 
 pub use ranks::LayerRanks;
 
-use mla_core::DecoderConfig;
 use mla_core::decoder::{AttentionKind, LatentWidth};
+use mla_core::{CacheDtype, DecoderConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -36,6 +36,9 @@ pub struct MlaSection {
     /// Rotary dimensions of K and V that were kept as they are (decoupled RoPE). A record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub d_rope: Option<usize>,
+    /// What the cache keeps its numbers as unless the user says otherwise: `int4`, …; without it f32.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_dtype: Option<String>,
     /// One entry a layer; `null` for a layer that keeps its original attention.
     pub layers: Vec<Option<LayerRanks>>,
     /// Whether the original `W_k` and `W_v` are stored too.
@@ -63,9 +66,15 @@ impl MlaSection {
             group: None,
             group_size: None,
             d_rope: None,
+            cache_dtype: named(config.cache_dtype),
             layers: (0..config.n_layers()).map(ranks).collect(),
             store_original_weights,
         }
+    }
+
+    /// What the cache keeps its numbers as unless the user says otherwise.
+    pub fn set_cache_dtype(&mut self, dtype: CacheDtype) {
+        self.cache_dtype = named(dtype);
     }
 
     /// Reads the section, if the configuration has one.
@@ -94,6 +103,10 @@ impl MlaSection {
                 return Err(json.bad(&format!("mla.{field}"), expected, &value[field]));
             }
         }
+        if section.cache_dtype.as_deref().is_some_and(|name| CacheDtype::from_name(name).is_none()) {
+            let expected = CacheDtype::ALL.map(CacheDtype::name).join(", ");
+            return Err(json.bad("mla.cache_dtype", expected, &value["cache_dtype"]));
+        }
         for layer in 0..config.n_layers() {
             if let Some(expected) = section.fault(layer, d_kv) {
                 return Err(json.bad(&format!("mla.layers[{layer}]"), expected, &value["layers"][layer]));
@@ -120,6 +133,9 @@ impl MlaSection {
         if ranks.reads_from.is_some_and(|first| first > layer) {
             return Some(format!("reads_from of at most {layer}: a layer reads earlier ones"));
         }
+        if ranks.balanced && ranks.up_of.is_some_and(|leader| leader != layer) {
+            return Some("balanced with a W_up of its own, or not balanced".into());
+        }
         let up_of = ranks.up_of?;
         if up_of > layer {
             return Some(format!("up_of of at most {layer}: a group's W_up is that of its first layer"));
@@ -141,6 +157,13 @@ impl MlaSection {
                 place.attention = AttentionKind::Latent(ranks.latent(layer));
             }
         }
+        let dtype = self.cache_dtype.as_deref().and_then(CacheDtype::from_name);
+        config.cache_dtype = dtype.unwrap_or_default();
         config
     }
+}
+
+/// How a folder spells a type; the one that needs no word has none.
+fn named(dtype: CacheDtype) -> Option<String> {
+    (dtype != CacheDtype::F32).then(|| dtype.name().to_owned())
 }

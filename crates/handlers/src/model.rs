@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Device, Tensor, TensorData};
-use mla_core::{DecoderConfig, Slot, SourceError, WeightSource};
+use mla_core::{CacheDtype, DecoderConfig, Slot, SourceError, WeightSource};
 
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::config_json::ConfigJson;
@@ -67,6 +67,11 @@ impl Model {
         let unused = unused.map(str::to_owned).collect();
         let places = specs.iter().enumerate().map(|(i, spec)| (spec.slot, i)).collect();
         Ok(Self { json, config, section, generation, checkpoint, specs, places, unused })
+    }
+
+    /// Has the cache keep its numbers in another type than the folder says.
+    pub fn set_cache_dtype(&mut self, dtype: CacheDtype) {
+        self.config.cache_dtype = dtype;
     }
 
     /// The folder.

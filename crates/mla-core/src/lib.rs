@@ -21,7 +21,7 @@ mod source;
 mod weights;
 
 pub use attention::{Attention, Padding};
-pub use cache::{Cache, CacheError, Memory, PassLatents};
+pub use cache::{Cache, CacheDtype, CacheError, Memory, PassLatents};
 pub use decoder::{Block, Decoder, DecoderConfig};
 pub use linear::linear;
 pub use source::{Patch, SourceError, WeightMap, WeightSource};

@@ -213,6 +213,7 @@ mod tests {
             mlp: MlpKind::Plain(Activation::Relu),
             biases: Biases { qkv: false, output: false, mlp: false },
             head: HeadKind::Tied,
+            cache_dtype: crate::CacheDtype::F32,
             layers: Vec::new(),
         }
     }

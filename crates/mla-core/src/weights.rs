@@ -53,6 +53,12 @@ pub enum LayerSlot {
     DownJoint,
     /// `[W_uk; W_uv]` stacked, `[2 · d_kv, d_latent]`, orthonormal columns as a whole.
     UpJoint,
+    /// `[d_latent_k, d_latent_k]`: takes the latent to the basis in which it is quantised (see `decoder::basis`).
+    BalanceKey,
+    /// `[d_latent_v, d_latent_v]`: takes the latent to the basis in which it is quantised.
+    BalanceValue,
+    /// `[d_latent, d_latent]`: takes the latent to the basis in which it is quantised.
+    BalanceJoint,
     /// `[d_kv, columns]`: keys from all that is not their own latent (see `DecoderConfig::cross_columns`).
     CrossKey,
     /// `[d_kv, columns]`: values from all that is not their own latent.

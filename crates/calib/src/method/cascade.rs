@@ -111,7 +111,7 @@ pub(super) fn fit<S: WeightSource>(
     };
     let latent = |layer: usize| {
         let reads_from = Some(cascade.first_read(layer));
-        Some(LatentConfig { width: width(layer), up_of: layer, reads_from })
+        Some(LatentConfig { reads_from, ..LatentConfig::alone(layer, width(layer)) })
     };
     let mut writer = Writer::new(job.factors(latent), d_kv);
     observer.phase("factors", n_layers);

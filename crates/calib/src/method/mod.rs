@@ -16,6 +16,7 @@ use burn::tensor::Device;
 use mla_core::WeightSource;
 use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth};
 
+use crate::balance::balance;
 use crate::error::Error;
 use crate::factors::Factors;
 use crate::plan::{Method, Plan};
@@ -74,7 +75,7 @@ pub fn fit<S: WeightSource>(
         return Err(Error::TooFewTokens { tokens, d_latent: widest });
     }
     let job = Job { source, statistics, plan, device };
-    match plan.method {
+    let mut fitted = match plan.method {
         Method::Separate => separate::fit(&job, observer),
         Method::Xkv(xkv) => xkv::fit(&job, xkv, observer),
         Method::Joint => joint::fit(&job, observer),
@@ -82,7 +83,9 @@ pub fn fit<S: WeightSource>(
         // Nothing to read: the innovation is K and V themselves.
         Method::Cascade(cascade) if cascade.window == 0 => separate::fit(&job, observer),
         Method::Cascade(cascade) => cascade::fit(&job, cascade, observer),
-    }
+    }?;
+    balance(&mut fitted.factors, source, statistics, plan.objective, device)?;
+    Ok(fitted)
 }
 
 impl<S: WeightSource> Job<'_, S> {

@@ -8,8 +8,10 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
-use mla_core::decoder::{LatentWidth, frame};
-use mla_core::{Attention, Block, LayerSlot, Matrix, Memory, Padding, Patch, Slot, WeightSource};
+use mla_core::decoder::{AttentionKind, LatentWidth, frame};
+use mla_core::{
+    Attention, Block, DecoderConfig, LayerSlot, Matrix, Memory, Padding, Patch, Slot, WeightSource,
+};
 
 use super::cascade::Writer;
 use crate::error::Error;
@@ -48,7 +50,7 @@ pub fn refit<S: WeightSource>(
     let mut memories: Vec<Memory<'static>> = (0..ours.len()).map(|_| Memory::of_pass(config)).collect();
     let mut refit = Refit {
         old: factors,
-        writer: Writer::new(Factors::new(config.clone(), scratch), donor.d_kv()),
+        writer: Writer::new(Factors::new(unbalanced(config), scratch), donor.d_kv()),
         latents: BTreeMap::new(),
         scratch,
     };
@@ -198,6 +200,17 @@ impl Refit<'_> {
         self.writer.forget(first);
         Ok(())
     }
+}
+
+/// The graph without a basis for quantising: it was that of other latents.
+fn unbalanced(config: &DecoderConfig) -> DecoderConfig {
+    let mut config = config.clone();
+    for layer in &mut config.layers {
+        if let AttentionKind::Latent(latent) = &mut layer.attention {
+            latent.balanced = false;
+        }
+    }
+    config
 }
 
 fn regress(mut moment: Mat64, target: &Mat64) -> Result<Mat64, Error> {

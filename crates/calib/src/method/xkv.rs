@@ -49,7 +49,7 @@ pub(super) fn fit<S: WeightSource>(
     let latent = |layer: usize| {
         let group = place(layer)?;
         let width = split(ranks[2 * group], ranks[2 * group + 1]);
-        Some(LatentConfig { width, up_of: groups[group].start, reads_from: None })
+        Some(LatentConfig { up_of: groups[group].start, ..LatentConfig::alone(layer, width) })
     };
     let mut factors = job.factors(latent);
     observer.phase("factors", n_layers);

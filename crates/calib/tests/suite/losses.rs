@@ -95,7 +95,8 @@ proptest! {
     #[test]
     fn a_window_never_foretells_more_than_none(sizes in sizes(), objective in objectives(), ratio in ratios()) {
         let bench = Bench::new(&sizes);
-        let slack = 1e-9 * bench.whole(objective);
+        // What the decoder's ridge costs, where the latents lose nothing.
+        let slack = 1e-6 * bench.whole(objective);
         for ranks in each_ranks() {
             let alone = discarded(&bench, Method::Separate, objective, ranks, ratio);
             for window in 1..sizes.n_layers {

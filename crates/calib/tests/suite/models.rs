@@ -4,7 +4,7 @@ use mla_core::attention::{RopeConfig, RopeScaling};
 use mla_core::decoder::{
     Activation, AttentionKind, Biases, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind,
 };
-use mla_core::{DecoderConfig, LayerSlot, Matrix, Part, Slot, WeightMap};
+use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Matrix, Part, Slot, WeightMap};
 use proptest::prelude::*;
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -77,6 +77,7 @@ impl Sizes {
             },
             biases: Biases { qkv: true, output: !rotary, mlp: !rotary },
             head: if rotary { HeadKind::Own } else { HeadKind::Tied },
+            cache_dtype: CacheDtype::F32,
             layers: (0..self.n_layers).map(layer).collect(),
         }
     }

@@ -61,7 +61,7 @@ pub fn run(session: &Session, args: &BenchArgs) -> anyhow::Result<()> {
             return Err(UserError::Flag { flag, found: "0".into(), expected: "at least 1".into() }.into());
         }
     }
-    let opened = session.open(&args.model)?;
+    let opened = session.open_to_run(&args.model, args.cache)?;
     let longest = opened.model.config().max_positions;
     let fits = |flag, tokens: &[usize], room: usize| match tokens.iter().find(|&&tokens| tokens > room) {
         None => Ok(()),

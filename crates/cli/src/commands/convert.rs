@@ -4,8 +4,9 @@ use calib::{Conversion, Scratch, Width};
 use handlers::{Existing, Output, Written};
 use mla_core::{DecoderConfig, Patch, WeightSource};
 use serde_json::json;
+use train::eval::{TokenBytes, cache_sizes};
 
-use crate::args::{ConvertArgs, Method, Objective};
+use crate::args::{CacheDtype, ConvertArgs, Method, Objective};
 use crate::calibration::Calibration;
 use crate::error::UserError;
 use crate::session::Session;
@@ -33,6 +34,7 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         options,
         sequential: args.sequential,
         store_original_weights: args.store_original_weights,
+        cache_dtype: args.cache_dtype.map(CacheDtype::dtype).unwrap_or_default(),
         dtype: args.dtype.map(crate::args::StoreDtype::dtype),
     };
     convert::check(&request, &donor.model)?;
@@ -131,7 +133,7 @@ fn report(
 ) -> anyhow::Result<()> {
     let config = conversion.factors.config();
     let [kept_k, kept_v] = record::energy(&conversion.layers);
-    let size = train::eval::cache_sizes(config, &[4096], 1, 2)[0];
+    let size = cache_sizes(TokenBytes::plain(config, 2), &[4096], 1)[0];
     let objective = convert::objective(&conversion.plan, calibration.is_some());
     let kl = conversion.kl();
     let object = json!({

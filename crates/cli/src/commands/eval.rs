@@ -1,8 +1,8 @@
 //! `shrink eval`.
 
-use mla_core::{Decoder, Padding};
+use mla_core::{CacheDtype, Decoder, Padding};
 use serde_json::json;
-use train::eval::{CacheSize, Pass, Windowing, cache_sizes, compare, perplexity};
+use train::eval::{CacheSize, Pass, TokenBytes, Windowing, cache_sizes, compare, perplexity};
 
 use crate::args::EvalArgs;
 use crate::error::UserError;
@@ -12,7 +12,7 @@ use crate::session::{Opened, Session};
 /// Measures a model on text.
 pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
     let windowing = windowing(args)?;
-    let opened = session.open(&args.model)?;
+    let opened = session.open_to_run(&args.model, args.cache)?;
     let tokens = session.tokens(&opened.model, &args.data, &args.text_field)?;
     let donor = args.against.as_deref().map(|name| session.open(name)).transpose()?;
     let model = session.load(&opened.model)?;
@@ -32,6 +32,9 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
     };
     task.finish();
     let cache = cache(&model, args.max_length);
+    let dtype = model.config().cache_dtype;
+    // Where this model's numbers are rounded, it stands against a donor in what donors are served in.
+    let donor_dtype = if dtype == CacheDtype::F32 { "f32" } else { "bf16" };
     let mut object = json!({
         "model": opened.name(),
         "perplexity": scored.perplexity,
@@ -42,16 +45,24 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
         "stride": args.stride,
         "through_cache": args.through_cache,
         "compression_ratio": model.config().compression_ratio(),
-        "cache": { "tokens": args.max_length, "dtype": "f32", "bytes": cache.model_bytes, "donor_bytes": cache.donor_bytes },
+        "cache": {
+            "tokens": args.max_length,
+            "dtype": dtype.name(),
+            "bytes": cache.model_bytes,
+            "donor_dtype": donor_dtype,
+            "donor_bytes": cache.donor_bytes,
+        },
     });
     let mut text = format!(
-        "perplexity {:.3}  ({} tokens in {} windows of {})\ncache of {} tokens as allocated, f32: {} (donor {})\n",
+        "perplexity {:.3}  ({} tokens in {} windows of {})\ncache of {} tokens as allocated, {}: {} (donor, {}: {})\n",
         scored.perplexity,
         scored.tokens,
         scored.windows,
         args.max_length,
         args.max_length,
+        dtype.name(),
         report::bytes(cache.model_bytes),
+        donor_dtype,
         report::bytes(cache.donor_bytes),
     );
     if let (Some((donor, _)), Some(gap)) = (&donor, gap) {
@@ -93,8 +104,10 @@ fn windowing(args: &EvalArgs) -> Result<Windowing, UserError> {
 }
 
 /// What a cache of one window takes: read off one that is really allocated, beside the donor's by the formula.
+/// The cache of this many tokens as allocated, beside the donor's.
 fn cache(model: &Decoder, tokens: usize) -> CacheSize {
     let allocated = model.cache(Padding::none(1), tokens).bytes() as u64;
-    let by_formula = cache_sizes(model.config(), &[tokens], 1, std::mem::size_of::<f32>())[0];
+    let element_bytes = if model.config().cache_dtype == CacheDtype::F32 { 4 } else { 2 };
+    let by_formula = cache_sizes(TokenBytes::allocated(model.config(), element_bytes), &[tokens], 1)[0];
     CacheSize { model_bytes: allocated, ..by_formula }
 }

@@ -14,7 +14,7 @@ use crate::session::Session;
 /// Continues prompts.
 pub fn run(session: &Session, args: &GenerateArgs) -> anyhow::Result<()> {
     let sampling = sampling(args)?;
-    let opened = session.open(&args.model)?;
+    let opened = session.open_to_run(&args.model, args.cache)?;
     let tokenizer = Tokenizer::open(opened.model.folder())?;
     let prompts: Vec<String> = args.prompt.iter().map(|p| read_prompt(p)).collect::<Result<_, _>>()?;
     let ids: Vec<Vec<u32>> = prompts.iter().map(|p| tokenizer.encode_prompt(p)).collect::<Result<_, _>>()?;

@@ -7,6 +7,7 @@ use handlers::{ConfigJson, MlaSection, TensorSpec, read_config};
 use mla_core::DecoderConfig;
 use mla_core::decoder::{LatentWidth, PositionKind};
 use serde_json::{Value, json};
+use train::eval::{TokenBytes, cache_sizes};
 use train::trainable;
 
 use crate::args::InspectArgs;
@@ -70,10 +71,13 @@ fn methods(config: &DecoderConfig) -> Vec<&'static str> {
     ["separate", "joint", "decoupled_rope"].iter().chain(across).copied().collect()
 }
 
-/// Numbers in the table's tensors; a fused one, which several specs share, counts once.
+/// Numbers in the table's tensors; a fused one, which several specs share, counts once. A basis for quantising is none of
+/// the model's: where it is used it becomes part of the matrices beside it.
 fn parameters(specs: &[TensorSpec]) -> u64 {
+    use LayerSlot::{BalanceJoint, BalanceKey, BalanceValue};
+    let own = |slot| !matches!(slot, Slot::Layer(_, BalanceKey | BalanceValue | BalanceJoint));
     let mut seen = std::collections::HashSet::new();
-    let whole = specs.iter().filter(|spec| seen.insert(spec.key.as_str()));
+    let whole = specs.iter().filter(|spec| own(spec.slot) && seen.insert(spec.key.as_str()));
     whole.map(|spec| spec.shape.iter().fold(1, |product: u64, &n| product.saturating_mul(n as u64))).sum()
 }
 
@@ -178,7 +182,8 @@ fn choices(config: &DecoderConfig, ratios: &[f64], parameters: u64) -> anyhow::R
             compression_ratio: converted.compression_ratio(),
             d_latent: converted.cached_numbers(0) / 2,
             cache_bytes_a_token: converted.cached_numbers_total() * ELEMENT_BYTES,
-            cache_bytes_4096: train::eval::cache_sizes(&converted, &[4096], 1, ELEMENT_BYTES)[0].model_bytes,
+            cache_bytes_4096: cache_sizes(TokenBytes::plain(&converted, ELEMENT_BYTES), &[4096], 1)[0]
+                .model_bytes,
             trainable: trains.iter().map(|(method, n)| (method.name().to_owned(), json!(n))).collect(),
             shares: trains.iter().map(|(_, n)| share(*n, parameters)).collect(),
         });

@@ -2,9 +2,9 @@
 
 use calib::{Method, Width, uniform_latents};
 use handlers::read_config;
-use mla_core::DecoderConfig;
+use mla_core::{CacheDtype, DecoderConfig};
 use serde_json::json;
-use train::eval::{CacheSize, cache_sizes};
+use train::eval::{CacheSize, TokenBytes, cache_sizes};
 
 use crate::args::MemoryArgs;
 use crate::error::UserError;
@@ -24,9 +24,18 @@ pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
     if args.sequence_lengths.contains(&0) {
         return Err(flag("--sequence-lengths", 0).into());
     }
-    let config = config(session, args)?;
+    let mut config = config(session, args)?;
     let element_bytes = args.dtype.dtype().bytes();
-    let sizes = cache_sizes(&config, &args.sequence_lengths, args.batch_size, element_bytes);
+    if let Some(dtype) = args.cache_dtype {
+        config.cache_dtype = dtype.dtype();
+    }
+    // A folder that says nothing is counted in the standard cache's type.
+    let own = args.cache_dtype.is_some() || config.cache_dtype != CacheDtype::F32;
+    let (a_token, dtype) = match own {
+        true => (TokenBytes::allocated(&config, element_bytes), config.cache_dtype.name()),
+        false => (TokenBytes::plain(&config, element_bytes), args.dtype.dtype().name()),
+    };
+    let sizes = cache_sizes(a_token, &args.sequence_lengths, args.batch_size);
     // A product that is too large stops at the largest number there is.
     if let Some(size) = sizes.iter().find(|size| size.donor_bytes.max(size.model_bytes) == u64::MAX) {
         let (flag, found) = match args.batch_size > size.tokens {
@@ -41,11 +50,12 @@ pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
             .ui
             .note("note: this model is not compressed; --compression-ratio shows what a ratio would save");
     }
-    let saved = |size: &CacheSize| size.donor_bytes - size.model_bytes;
+    let saved = |size: &CacheSize| size.donor_bytes.saturating_sub(size.model_bytes);
     let object = json!({
         "compression_ratio": config.compression_ratio(),
         "batch_size": args.batch_size,
         "dtype": args.dtype.dtype().name(),
+        "cache_dtype": dtype,
         "sizes": sizes.iter().map(|size| json!({
             "tokens": size.tokens,
             "donor_bytes": size.donor_bytes,
@@ -58,10 +68,11 @@ pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
     };
     let rows: Vec<_> = sizes.iter().map(row).collect();
     let text = format!(
-        "KV cache at {:.2}x, batch {}, {}:\n{}",
-        config.compression_ratio(),
+        "KV cache at {:.2}x, batch {}, {}{}:\n{}",
+        a_token.donor as f64 / a_token.model as f64,
         args.batch_size,
         args.dtype.dtype().name(),
+        if own { format!(", latents {dtype}") } else { String::new() },
         table(&["tokens", "standard", "latent", "saved"], &rows)
     );
     session.print(&object, &text)

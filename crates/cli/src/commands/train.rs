@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use handlers::{Existing, FolderPlan, MlaSection, Output};
-use mla_core::{WeightMap, WeightSource};
+use mla_core::{CacheDtype, WeightMap, WeightSource};
 use serde_json::{Value, json};
 use train::{Settings, Snapshot, Sources, StepReport, TrainError, Trainer, windows};
 
@@ -20,7 +20,9 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
     // What can be refused is refused before anything is computed.
     let settings = settings(args)?;
     check(args, &settings)?;
-    let opened = session.open(&args.model)?;
+    let mut opened = session.open(&args.model)?;
+    // Rounding has no gradient: what is cached in fewer bits is trained exact.
+    opened.model.set_cache_dtype(CacheDtype::F32);
     let Some(section) = opened.model.section().cloned() else {
         return Err(UserError::NotConverted { path: args.model.clone() }.into());
     };

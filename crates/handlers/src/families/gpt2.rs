@@ -1,7 +1,7 @@
 //! GPT-2: learned positions, LayerNorm, biases everywhere, and q, k, v fused in one `Conv1D` of shape `[in, out]`.
 
 use mla_core::decoder::{AttentionKind, Biases, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind};
-use mla_core::{DecoderConfig, LayerSlot, Part, Slot};
+use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Part, Slot};
 
 use super::llama::{MAX_WIDTH, PartSlot, activation};
 use crate::config_json::ConfigJson;
@@ -48,6 +48,7 @@ impl ModelHandler for Gpt2 {
                 true => HeadKind::Tied,
                 false => HeadKind::Own,
             },
+            cache_dtype: CacheDtype::F32,
             layers: vec![plain; json.count("n_layer", 10_000)?],
         })
     }

@@ -4,7 +4,7 @@ use mla_core::attention::{RopeConfig, RopeScaling};
 use mla_core::decoder::{
     Activation, AttentionKind, Biases, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind,
 };
-use mla_core::{DecoderConfig, LayerSlot, Part, Slot};
+use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Part, Slot};
 
 use crate::config_json::ConfigJson;
 use crate::error::Error;
@@ -84,6 +84,7 @@ pub(super) fn skeleton(json: &ConfigJson) -> Result<DecoderConfig, Error> {
             true => HeadKind::Tied,
             false => HeadKind::Own,
         },
+        cache_dtype: CacheDtype::F32,
         layers: vec![plain; json.count("num_hidden_layers", 10_000)?],
     })
 }

@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 /// The latents of one layer as `config.json` has them.
 ///
 /// `{"d_latent_k": 12, "d_latent_v": 27}`, or `{"d_latent": 39}` for one latent of both; with `"up_of": 4` where the layer
-/// uses the `W_up` of layer 4, and `"reads_from": 2` where it reads the latents of layers 2 to its own (cross terms).
+/// uses the `W_up` of layer 4, `"reads_from": 2` where it reads the latents of layers 2 to its own (cross terms), and
+/// `"balanced": true` where the basis for quantising is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Fields", into = "Fields")]
 pub struct LayerRanks {
@@ -16,18 +17,21 @@ pub struct LayerRanks {
     pub up_of: Option<usize>,
     /// The first layer whose latents are read; `None` for a layer without cross terms.
     pub reads_from: Option<usize>,
+    /// Whether the basis is stored in which the latent is best quantised.
+    pub balanced: bool,
 }
 
 impl LayerRanks {
     /// The entry of a layer.
     pub fn new(layer: usize, latent: LatentConfig) -> Self {
         let up_of = Some(latent.up_of).filter(|&leader| leader != layer);
-        Self { width: latent.width, up_of, reads_from: latent.reads_from }
+        Self { width: latent.width, up_of, reads_from: latent.reads_from, balanced: latent.balanced }
     }
 
     /// What a layer with this entry caches and reads.
     pub fn latent(self, layer: usize) -> LatentConfig {
-        LatentConfig { width: self.width, up_of: self.up_of.unwrap_or(layer), reads_from: self.reads_from }
+        let Self { width, up_of, reads_from, balanced } = self;
+        LatentConfig { width, up_of: up_of.unwrap_or(layer), reads_from, balanced }
     }
 }
 
@@ -45,6 +49,8 @@ struct Fields {
     up_of: Option<usize>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reads_from: Option<usize>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    balanced: bool,
 }
 
 impl TryFrom<Fields> for LayerRanks {
@@ -56,7 +62,7 @@ impl TryFrom<Fields> for LayerRanks {
             (None, None, Some(d_latent)) => LatentWidth::Joint { d_latent },
             _ => return Err("a layer has d_latent_k and d_latent_v, or d_latent alone"),
         };
-        Ok(Self { width, up_of: fields.up_of, reads_from: fields.reads_from })
+        Ok(Self { width, up_of: fields.up_of, reads_from: fields.reads_from, balanced: fields.balanced })
     }
 }
 
@@ -66,7 +72,8 @@ impl From<LayerRanks> for Fields {
             LatentWidth::Split { d_latent_k, d_latent_v } => (Some(d_latent_k), Some(d_latent_v), None),
             LatentWidth::Joint { d_latent } => (None, None, Some(d_latent)),
         };
-        Self { d_latent_k, d_latent_v, d_latent, up_of: ranks.up_of, reads_from: ranks.reads_from }
+        let LayerRanks { up_of, reads_from, balanced, .. } = ranks;
+        Self { d_latent_k, d_latent_v, d_latent, up_of, reads_from, balanced }
     }
 }
 
@@ -88,6 +95,10 @@ mod tests {
             (
                 LatentConfig { reads_from: Some(0), ..LatentConfig::alone(2, joint) },
                 r#"{"d_latent":8,"reads_from":0}"#,
+            ),
+            (
+                LatentConfig { balanced: true, ..LatentConfig::alone(2, joint) },
+                r#"{"d_latent":8,"balanced":true}"#,
             ),
         ] {
             let ranks = LayerRanks::new(2, latent);

@@ -10,7 +10,8 @@ impl MlaSection {
     /// The tensors of the converted folder, from those of the donor.
     ///
     /// A latent layer's `W_k` and `W_v` give way to `….mla.w_down_k`, `w_up_k`, `w_down_v`, `w_up_v`, or to `w_down`,
-    /// `w_up` where it has one latent for both; cross terms are `w_cross_k`, `w_cross_v`; all are `[d_out, d_in]`. A layer
+    /// `w_up` where it has one latent for both; cross terms are `w_cross_k`, `w_cross_v`; the bases for quantising are
+    /// `w_balance_k`, `w_balance_v` or `w_balance`; all are `[d_out, d_in]`. A layer
     /// that uses another's `W_up` stores none. Where the originals were part of a fused tensor, `W_q` moves to
     /// `….mla.w_q`; fused biases stay.
     pub fn tensors(&self, donor: &[TensorSpec], config: &DecoderConfig) -> Vec<TensorSpec> {
@@ -50,10 +51,14 @@ impl MlaSection {
             LatentWidth::Split { d_latent_k, .. } => {
                 named.push(("w_down_k", LayerSlot::DownKey, [d_latent_k, d_model]));
                 named.extend(own_up.then_some(("w_up_k", LayerSlot::UpKey, [d_kv, d_latent_k])));
+                let balance = ("w_balance_k", LayerSlot::BalanceKey, [d_latent_k; 2]);
+                named.extend(latent.balanced.then_some(balance));
             }
             LatentWidth::Joint { d_latent } => {
                 named.push(("w_down", LayerSlot::DownJoint, [d_latent, d_model]));
                 named.extend(own_up.then_some(("w_up", LayerSlot::UpJoint, [2 * d_kv, d_latent])));
+                let balance = ("w_balance", LayerSlot::BalanceJoint, [d_latent; 2]);
+                named.extend(latent.balanced.then_some(balance));
             }
         }
         if let Some([columns, _]) = config.cross_columns(layer) {
@@ -73,6 +78,8 @@ impl MlaSection {
             named.push(("w_down_v", LayerSlot::DownValue, [d_latent_v, d_model]));
             let own_up = latent.up_of == layer;
             named.extend(own_up.then_some(("w_up_v", LayerSlot::UpValue, [d_kv, d_latent_v])));
+            let balance = ("w_balance_v", LayerSlot::BalanceValue, [d_latent_v; 2]);
+            named.extend(latent.balanced.then_some(balance));
         }
         if let Some([_, columns]) = config.cross_columns(layer) {
             named.push(("w_cross_v", LayerSlot::CrossValue, [d_kv, columns]));

@@ -78,7 +78,7 @@ impl LatentAttention {
         layer: usize,
         memory: &mut Memory<'_>,
     ) -> Tensor<3> {
-        memory.append(layer, frame.past(), self.projections.down(h.clone()));
+        memory.store(layer, frame.past(), self.projections.down(h.clone()));
         let paths = self.work(frame, layer).paths();
         self.attend_along(paths, Walk { host: Some(host::TILE), tensors: TILE }, h, frame, layer, memory)
     }

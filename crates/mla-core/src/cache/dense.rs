@@ -1,7 +1,8 @@
 //! The donor's cache: rotated keys and values of every kv head.
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
+use super::CacheDtype;
 use super::buffer::Buffer;
 
 /// Keys and values of one layer, `[batch, n_kv_heads, capacity, d_head]` each.
@@ -12,33 +13,39 @@ pub(super) struct DenseCache {
 }
 
 impl DenseCache {
-    pub(super) fn new(
-        batch: usize,
-        n_kv_heads: usize,
-        capacity: usize,
-        d_head: usize,
-        device: &Device,
-    ) -> Self {
-        let shape = [batch, n_kv_heads, capacity, d_head];
-        Self { keys: Buffer::new(shape, device), values: Buffer::new(shape, device) }
+    pub(super) fn new(shape: [usize; 4], dtype: CacheDtype, device: &Device) -> Self {
+        let buffer = || Buffer::new(shape, dtype.float(), device);
+        Self { keys: buffer(), values: buffer() }
     }
 
-    /// Stores the keys and values of new tokens and returns those of all.
+    /// Stores the keys and values of new tokens and returns those of all, as they are kept.
     ///
     /// # Shapes
     /// - `k`, `v`: `[batch, n_kv_heads, t_q, d_head]` → `[batch, n_kv_heads, t_kv, d_head]`
     pub(super) fn append(&mut self, at: usize, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
-        (self.keys.append(at, k), self.values.append(at, v))
+        let end = at + k.dims()[2];
+        self.keys.append_rounded(at, k);
+        self.values.append_rounded(at, v);
+        (self.keys.tokens(0..end), self.values.tokens(0..end))
     }
 
     /// Writes random numbers into the first `tokens` tokens.
     pub(super) fn fill(&mut self, tokens: usize) {
-        self.keys.fill(tokens);
-        self.values.fill(tokens);
+        for buffer in [&mut self.keys, &mut self.values] {
+            buffer.append_rounded(0, buffer.random(tokens));
+        }
     }
 
     /// Bytes allocated.
     pub(super) fn bytes(&self) -> usize {
         self.keys.bytes() + self.values.bytes()
+    }
+}
+
+/// What a pass without a cache sees of keys or values that a cache would keep in `dtype`.
+pub(super) fn rounded(x: Tensor<4>, dtype: CacheDtype) -> Tensor<4> {
+    match dtype.float() {
+        DType::F32 => x,
+        half => x.cast(half).cast(DType::F32),
     }
 }

@@ -2,44 +2,125 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 
 use super::buffer::Buffer;
+use super::packing::Packing;
+use crate::cache::CacheDtype;
+use crate::decoder::LatentWidth;
+
+/// How the latents of a layer are kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Codec {
+    /// As floating-point numbers.
+    Float(DType),
+    /// Quantised.
+    Packed(Packing),
+}
+
+impl Codec {
+    pub(super) fn new(dtype: CacheDtype, width: LatentWidth) -> Self {
+        match dtype.bits() {
+            None => Codec::Float(dtype.float()),
+            Some(bits) => Codec::Packed(Packing::new(bits, &width.parts())),
+        }
+    }
+
+    /// What comes back of latents that were kept.
+    ///
+    /// # Shapes
+    /// - `latents`: `[batch, t, width]` → the same
+    pub(super) fn rounded(&self, latents: Tensor<3>) -> Tensor<3> {
+        match self {
+            Codec::Float(DType::F32) => latents,
+            Codec::Float(half) => latents.cast(*half).cast(DType::F32),
+            Codec::Packed(packing) => packing.unpack_tensor(packing.pack_tensor(latents)),
+        }
+    }
+}
 
 /// Latents of one layer: `[batch, capacity, width]`.
 #[derive(Debug)]
-pub(super) struct LatentCache {
-    latents: Buffer<3>,
+pub(super) enum LatentCache {
+    /// As floating-point numbers.
+    Float(Buffer<3>),
+    /// Quantised: `[batch, capacity, words]`.
+    Packed(Packing, Buffer<3, Int>),
 }
 
-impl LatentCache {
-    pub(super) fn new(batch: usize, capacity: usize, width: usize, device: &Device) -> Self {
-        Self { latents: Buffer::new([batch, capacity, width], device) }
-    }
+/// Latents as they are kept.
+pub(crate) enum Kept<'a> {
+    /// `[batch, tokens, width]`.
+    Float(Tensor<3>),
+    /// `[batch, tokens, words]`.
+    Packed(&'a Packing, Tensor<3, Int>),
+}
 
-    /// Stores the latents of new tokens and returns those of all.
-    ///
-    /// # Shapes
-    /// - `latents`: `[batch, t_q, width]` → `[batch, t_kv, width]`
-    pub(super) fn append(&mut self, at: usize, latents: Tensor<3>) -> Tensor<3> {
-        self.latents.append(at, latents)
-    }
-
-    /// The latents of some tokens.
+impl Kept<'_> {
+    /// The numbers.
     ///
     /// # Shapes
     /// - `[batch, tokens, width]`
-    pub(super) fn tokens(&self, tokens: Range<usize>) -> Tensor<3> {
-        self.latents.tokens(tokens)
+    pub(super) fn numbers(self) -> Tensor<3> {
+        match self {
+            Kept::Float(latents) => latents.cast(DType::F32),
+            Kept::Packed(packing, words) => packing.unpack_tensor(words),
+        }
+    }
+}
+
+impl LatentCache {
+    pub(super) fn new(batch: usize, capacity: usize, codec: Codec, width: usize, device: &Device) -> Self {
+        match codec {
+            Codec::Float(dtype) => LatentCache::Float(Buffer::new([batch, capacity, width], dtype, device)),
+            Codec::Packed(packing) => {
+                let words = Buffer::new([batch, capacity, packing.words()], DType::I32, device);
+                LatentCache::Packed(packing, words)
+            }
+        }
+    }
+
+    /// Stores the latents of new tokens.
+    ///
+    /// # Shapes
+    /// - `latents`: `[batch, t_q, width]`
+    pub(super) fn append(&mut self, at: usize, latents: Tensor<3>) {
+        match self {
+            LatentCache::Float(buffer) => buffer.append_rounded(at, latents),
+            LatentCache::Packed(packing, words) => words.append(at, packing.pack_tensor(latents)),
+        }
+    }
+
+    /// The latents of some tokens.
+    pub(super) fn tokens(&self, tokens: Range<usize>) -> Kept<'_> {
+        match self {
+            LatentCache::Float(buffer) => Kept::Float(buffer.tokens(tokens)),
+            LatentCache::Packed(packing, words) => Kept::Packed(packing, words.tokens(tokens)),
+        }
     }
 
     /// Writes random numbers into the first `tokens` tokens.
     pub(super) fn fill(&mut self, tokens: usize) {
-        self.latents.fill(tokens);
+        match self {
+            LatentCache::Float(buffer) => buffer.append_rounded(0, buffer.random(tokens)),
+            LatentCache::Packed(packing, words) => {
+                // A thousand tokens at a time: before they are packed they take many times the room.
+                for start in (0..tokens).step_by(1024) {
+                    let [batch, _, _] = words.tokens(0..0).dims();
+                    let shape = [batch, (tokens - start).min(1024), packing.width()];
+                    let device = words.tokens(0..0).device();
+                    let random = Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device);
+                    words.append(start, packing.pack_tensor(random));
+                }
+            }
+        }
     }
 
     /// Bytes allocated.
     pub(super) fn bytes(&self) -> usize {
-        self.latents.bytes()
+        match self {
+            LatentCache::Float(buffer) => buffer.bytes(),
+            LatentCache::Packed(_, words) => words.bytes(),
+        }
     }
 }

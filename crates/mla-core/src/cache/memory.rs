@@ -5,7 +5,9 @@ use std::ops::Range;
 
 use burn::tensor::Tensor;
 
-use super::{Cache, LayerCache};
+use super::dense::rounded;
+use super::latent::{Codec, Kept};
+use super::{Cache, CacheDtype, LayerCache};
 use crate::decoder::DecoderConfig;
 
 /// Where the layers of a pass leave what later passes and later layers read.
@@ -23,6 +25,9 @@ pub struct PassLatents {
     /// The last layer that reads a layer's latents, for those that have a reader.
     last_reader: BTreeMap<usize, usize>,
     kept: BTreeMap<usize, Tensor<3>>,
+    /// What a cache would keep numbers as: a pass without one sees the same.
+    dtype: CacheDtype,
+    codecs: BTreeMap<usize, Codec>,
 }
 
 impl PassLatents {
@@ -32,7 +37,9 @@ impl PassLatents {
         for reader in 0..config.n_layers() {
             last_reader.extend(config.reads(reader).into_iter().map(|read| (read, reader)));
         }
-        Self { last_reader, kept: BTreeMap::new() }
+        let codec = |layer| Some((layer, Codec::new(config.cache_dtype, config.latent(layer)?.width)));
+        let codecs = (0..config.n_layers()).filter_map(codec).collect();
+        Self { last_reader, kept: BTreeMap::new(), dtype: config.cache_dtype, codecs }
     }
 
     /// As if these layers had left these latents already: to run a layer again by itself. A latent that no layer reads is
@@ -56,13 +63,19 @@ impl PassLatents {
         self.kept.keys().copied().collect()
     }
 
-    /// Takes a layer's latents and drops those that neither it nor a later layer reads. A layer may be run again.
-    fn put(&mut self, layer: usize, latent: &Tensor<3>) {
+    /// Takes a layer's latents and drops those that neither it nor a later layer reads. A layer may be run again. Returns
+    /// the latents as a cache would have kept them.
+    fn put(&mut self, layer: usize, latent: Tensor<3>) -> Tensor<3> {
+        let latent = match self.codecs.get(&layer) {
+            Some(codec) => codec.rounded(latent),
+            None => wrong_cache(layer),
+        };
         let last_reader = &self.last_reader;
         self.kept.retain(|earlier, _| last_reader[earlier] >= layer);
         if last_reader.contains_key(&layer) {
             self.kept.insert(layer, latent.clone());
         }
+        latent
     }
 }
 
@@ -87,10 +100,26 @@ impl Memory<'_> {
         v: Tensor<4>,
     ) -> (Tensor<4>, Tensor<4>) {
         match self {
-            Memory::Pass(_) => (k, v),
+            Memory::Pass(pass) => (rounded(k, pass.dtype), rounded(v, pass.dtype)),
             Memory::Cache(cache) => match &mut cache.layers[layer] {
                 LayerCache::Dense(cache) => cache.append(past, k, v),
                 LayerCache::Latent(_) => wrong_cache(layer),
+            },
+        }
+    }
+
+    /// Stores a layer's latents of new tokens.
+    ///
+    /// # Shapes
+    /// - `latent`: `[batch, t_q, width]`
+    pub(crate) fn store(&mut self, layer: usize, past: usize, latent: Tensor<3>) {
+        match self {
+            Memory::Pass(pass) => {
+                pass.put(layer, latent);
+            }
+            Memory::Cache(cache) => match &mut cache.layers[layer] {
+                LayerCache::Latent(cache) => cache.append(past, latent),
+                LayerCache::Dense(_) => wrong_cache(layer),
             },
         }
     }
@@ -101,26 +130,29 @@ impl Memory<'_> {
     /// - `latent`: `[batch, t_q, width]` → `[batch, t_kv, width]`
     pub(crate) fn append(&mut self, layer: usize, past: usize, latent: Tensor<3>) -> Tensor<3> {
         match self {
-            Memory::Pass(pass) => {
-                pass.put(layer, &latent);
-                latent
+            Memory::Pass(pass) => pass.put(layer, latent),
+            Memory::Cache(_) => {
+                let end = past + latent.dims()[1];
+                self.store(layer, past, latent);
+                self.latents(layer, 0..end)
             }
-            Memory::Cache(cache) => match &mut cache.layers[layer] {
-                LayerCache::Latent(cache) => cache.append(past, latent),
-                LayerCache::Dense(_) => wrong_cache(layer),
-            },
         }
     }
 
-    /// The latents of some tokens, of this layer or an earlier one. A pass without a cache keeps those of earlier layers
-    /// only.
+    /// The latents of some tokens, of this layer or an earlier one, as they are kept. A pass without a cache keeps those of
+    /// earlier layers only.
     ///
     /// # Shapes
     /// - `[batch, tokens, width]` of that layer
     pub(crate) fn latents(&self, layer: usize, tokens: Range<usize>) -> Tensor<3> {
+        self.kept(layer, tokens).numbers()
+    }
+
+    /// [`latents`](Self::latents) in the type in which they are kept.
+    pub(crate) fn kept(&self, layer: usize, tokens: Range<usize>) -> Kept<'_> {
         match self {
             Memory::Pass(pass) => match pass.kept.get(&layer) {
-                Some(latent) => latent.clone().narrow(1, tokens.start, tokens.len()),
+                Some(latent) => Kept::Float(latent.clone().narrow(1, tokens.start, tokens.len())),
                 None => panic!("the latents of layer {layer} were not kept: the pass is of another decoder"),
             },
             Memory::Cache(cache) => match &cache.layers[layer] {

@@ -3,19 +3,30 @@
 //! A layer with [`Attention::Grouped`](crate::Attention) keeps keys and values (`DenseCache`); a latent layer keeps
 //! latents and has no field that could hold more (`LatentCache`). The layers of a pass reach it, and each other's
 //! latents, through a [`Memory`].
+//!
+//! Numbers are kept in a [`CacheDtype`]; quantised latents are [packed](Packing). A pass without a cache sees what a cache
+//! would have kept.
+//!
+//! Numbers are kept in a [`CacheDtype`]; quantised latents are [packed](Packing). A pass without a cache sees what a cache
+//! would have kept.
 
 mod buffer;
 mod dense;
+mod dtype;
 mod latent;
 mod memory;
+mod packing;
 
+pub use dtype::CacheDtype;
+pub(crate) use latent::Kept;
 pub use memory::{Memory, PassLatents};
+pub use packing::Packing;
 
 use burn::tensor::Device;
 use thiserror::Error;
 
 use dense::DenseCache;
-use latent::LatentCache;
+use latent::{Codec, LatentCache};
 
 use crate::attention::{Padding, RopeTable};
 use crate::decoder::{AttentionKind, DecoderConfig, PositionKind};
@@ -64,15 +75,17 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Allocates room for `capacity` tokens a sequence, padding included.
+    /// Allocates room for `capacity` tokens a sequence, padding included, in numbers of the configuration's type.
     pub fn new(config: &DecoderConfig, padding: Padding, capacity: usize, device: &Device) -> Self {
         let batch = padding.batch();
         let layer = |kind| match kind {
             AttentionKind::Grouped => {
-                LayerCache::Dense(DenseCache::new(batch, config.n_kv_heads, capacity, config.d_head, device))
+                let shape = [batch, config.n_kv_heads, capacity, config.d_head];
+                LayerCache::Dense(DenseCache::new(shape, config.cache_dtype, device))
             }
             AttentionKind::Latent(latent) => {
-                LayerCache::Latent(LatentCache::new(batch, capacity, latent.width.total(), device))
+                let (codec, width) = (Codec::new(config.cache_dtype, latent.width), latent.width.total());
+                LayerCache::Latent(LatentCache::new(batch, capacity, codec, width, device))
             }
         };
         let rope = match &config.position {

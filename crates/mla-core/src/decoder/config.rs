@@ -1,6 +1,7 @@
 //! The closed choices in which decoder families differ.
 
 use crate::attention::RopeConfig;
+use crate::cache::CacheDtype;
 
 /// Everything that fixes a decoder's graph; weights fill it.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +32,8 @@ pub struct DecoderConfig {
     pub biases: Biases,
     /// Where the output head comes from.
     pub head: HeadKind,
+    /// What a cache keeps its numbers as.
+    pub cache_dtype: CacheDtype,
     /// One entry a layer.
     pub layers: Vec<LayerConfig>,
 }
@@ -132,6 +135,8 @@ pub struct LatentConfig {
     /// Cross terms (cascade): K reads the layer's own value latent, V its own key latent, and both read the latents of
     /// layers `first..layer`, those that have any. `None` for a layer that reads nothing but its own latent.
     pub reads_from: Option<usize>,
+    /// Whether the weights say in which basis the latent is best quantised.
+    pub balanced: bool,
 }
 
 /// Latent numbers a token.
@@ -152,6 +157,14 @@ pub enum LatentWidth {
 }
 
 impl LatentWidth {
+    /// The widths of its parts: those of keys and of values, or one of both.
+    pub fn parts(self) -> Vec<usize> {
+        match self {
+            LatentWidth::Split { d_latent_k, d_latent_v } => vec![d_latent_k, d_latent_v],
+            LatentWidth::Joint { d_latent } => vec![d_latent],
+        }
+    }
+
     /// Numbers cached a token.
     pub fn total(self) -> usize {
         match self {
@@ -164,7 +177,7 @@ impl LatentWidth {
 impl LatentConfig {
     /// A layer that stands alone: no group, no cross terms.
     pub fn alone(layer: usize, width: LatentWidth) -> Self {
-        Self { width, up_of: layer, reads_from: None }
+        Self { width, up_of: layer, reads_from: None, balanced: false }
     }
 }
 
@@ -245,6 +258,19 @@ impl DecoderConfig {
         }
     }
 
+    /// Bytes the layer caches a token, as they are allocated.
+    pub fn cached_bytes(&self, layer: usize) -> usize {
+        match self.layers[layer].attention {
+            AttentionKind::Grouped => self.cache_dtype.dense_bytes(2 * self.d_kv()),
+            AttentionKind::Latent(latent) => self.cache_dtype.latent_bytes(&latent.width.parts()),
+        }
+    }
+
+    /// Bytes all layers cache a token.
+    pub fn cached_bytes_total(&self) -> usize {
+        (0..self.n_layers()).map(|layer| self.cached_bytes(layer)).sum()
+    }
+
     /// Numbers all layers cache a token.
     pub fn cached_numbers_total(&self) -> usize {
         (0..self.n_layers()).map(|layer| self.cached_numbers(layer)).sum()
@@ -255,9 +281,9 @@ impl DecoderConfig {
         (2 * self.d_kv() * self.n_layers()) as f64 / self.cached_numbers_total() as f64
     }
 
-    /// The same graph with every layer's attention as the donor has it.
+    /// The same graph with every layer's attention as the donor has it, and its cache in f32.
     pub fn donor(&self) -> Self {
-        let mut donor = self.clone();
+        let mut donor = Self { cache_dtype: CacheDtype::F32, ..self.clone() };
         for layer in &mut donor.layers {
             layer.attention = AttentionKind::Grouped;
         }

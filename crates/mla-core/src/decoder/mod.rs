@@ -1,5 +1,6 @@
 //! The decoder graph: embedding, blocks, final norm, head.
 
+mod basis;
 mod block;
 mod config;
 mod load;

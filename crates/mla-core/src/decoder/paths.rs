@@ -12,7 +12,7 @@ use crate::attention::{
     CrossTerms, Frame, JointProjections, LatentAttention, Padding, Path, Paths, Projections, RopeConfig,
     RopeScaling, SplitProjections, Walk,
 };
-use crate::cache::{Cache, Memory};
+use crate::cache::{Cache, CacheDtype, Memory};
 
 const D_MODEL: usize = 20;
 const D_HEAD: usize = 6;
@@ -63,7 +63,13 @@ fn attention(width: LatentWidth, cross: bool, n_kv_heads: usize, device: &Device
     }
 }
 
-fn config(width: LatentWidth, rope: bool, window: Option<usize>, n_kv_heads: usize) -> DecoderConfig {
+fn config(
+    width: LatentWidth,
+    rope: bool,
+    window: Option<usize>,
+    n_kv_heads: usize,
+    cache_dtype: CacheDtype,
+) -> DecoderConfig {
     let latent = |layer| AttentionKind::Latent(LatentConfig::alone(layer, width));
     let layer = |layer| LayerConfig { window, attention: latent(layer) };
     DecoderConfig {
@@ -83,18 +89,26 @@ fn config(width: LatentWidth, rope: bool, window: Option<usize>, n_kv_heads: usi
         mlp: MlpKind::Plain(Activation::Relu),
         biases: Biases { qkv: true, output: true, mlp: false },
         head: HeadKind::Tied,
+        cache_dtype,
         layers: vec![layer(0), layer(1)],
     }
 }
 
 /// The largest difference between all keys and values rebuilt at once and every path through tiles of three.
-fn gap(width: LatentWidth, cross: bool, rope: bool, window: Option<usize>, left: Vec<usize>) -> f32 {
+fn gap(
+    width: LatentWidth,
+    cross: bool,
+    rope: bool,
+    window: Option<usize>,
+    left: Vec<usize>,
+    dtype: CacheDtype,
+) -> f32 {
     let device = Device::flex();
     device.seed(5);
     let mut worst = 0f32;
     for n_kv_heads in [1, 2, 4] {
         let layer = attention(width, cross, n_kv_heads, &device);
-        let config = config(width, rope, window, n_kv_heads);
+        let config = config(width, rope, window, n_kv_heads, dtype);
         let padding = Padding::left(left.clone());
         let batch = left.len();
         let random = |n| Tensor::<3>::random([batch, TOKENS, n], Distribution::Normal(0.0, 1.0), &device);
@@ -106,8 +120,11 @@ fn gap(width: LatentWidth, cross: bool, rope: bool, window: Option<usize>, left:
         });
         let frame = |past, t_q| Frame::new(windows.clone(), table.as_ref(), &padding, past, t_q, &device);
         let whole = frame(0, TOKENS);
-        let reads: Vec<_> = layer.cross.iter().map(|_| earlier.clone()).collect();
-        let (k, v) = layer.rebuild(layer.projections.down(h.clone()), &reads);
+        // What a pass without a cache sees is what a cache would have kept.
+        let mut pass = Memory::of_pass(&config);
+        let kept = pass.append(0, 0, earlier.clone());
+        let reads: Vec<_> = layer.cross.iter().map(|_| kept.clone()).collect();
+        let (k, v) = layer.rebuild(pass.append(1, 0, layer.projections.down(h.clone())), &reads);
         let oracle = layer.attend(h.clone(), k, v, &whole, 1);
         for (keys, values) in [Path::Rebuilt, Path::Absorbed]
             .into_iter()
@@ -120,8 +137,8 @@ fn gap(width: LatentWidth, cross: bool, rope: bool, window: Option<usize>, left:
                 let mut past = 0;
                 for &t_q in passes {
                     let new = |x: &Tensor<3>| x.clone().narrow(1, past, t_q);
-                    memory.append(0, past, new(&earlier));
-                    memory.append(1, past, layer.projections.down(new(&h)));
+                    memory.store(0, past, new(&earlier));
+                    memory.store(1, past, layer.projections.down(new(&h)));
                     let paths = Paths { keys, values };
                     let out = layer.attend_along(paths, walk, new(&h), &frame(past, t_q), 1, &memory);
                     let difference = (out - new(&oracle)).abs();
@@ -150,9 +167,32 @@ fn every_path_equals_keys_and_values_rebuilt_at_once() {
             for (window, left) in
                 [(None, vec![0]), (None, vec![0, 4, 7]), (Some(4), vec![0]), (Some(4), vec![6, 0])]
             {
-                let gap = gap(width, cross, rope, window, left.clone());
+                let gap = gap(width, cross, rope, window, left.clone(), CacheDtype::F32);
                 assert!(gap < 2e-5, "{width:?}, cross {cross}, rope {rope}, {window:?}, {left:?}: {gap}");
             }
         }
+    }
+}
+
+#[test]
+fn every_path_reads_what_is_kept_in_fewer_bits() {
+    let widths = [LatentWidth::Split { d_latent_k: 5, d_latent_v: 3 }, LatentWidth::Joint { d_latent: 4 }];
+    for (width, dtype) in widths.into_iter().flat_map(|width| CacheDtype::ALL.map(|dtype| (width, dtype))) {
+        for (cross, rope) in [(false, false), (true, true)] {
+            let gap = gap(width, cross, rope, Some(4), vec![6, 0], dtype);
+            assert!(gap < 2e-5, "{width:?}, cross {cross}, rope {rope}, {dtype:?}: {gap}");
+        }
+    }
+}
+
+#[test]
+fn a_cache_takes_the_bytes_that_its_configuration_counts() {
+    let device = Device::flex();
+    for dtype in CacheDtype::ALL {
+        let width = LatentWidth::Split { d_latent_k: 5, d_latent_v: 33 };
+        let mut config = config(width, true, None, 2, dtype);
+        config.layers[0].attention = AttentionKind::Grouped;
+        let cache = Cache::new(&config, Padding::none(3), 7, &device);
+        assert_eq!(cache.bytes(), 3 * 7 * config.cached_bytes_total(), "{dtype:?}");
     }
 }

@@ -4,13 +4,14 @@ use burn::module::Param;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNormConfig, Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
 
+use super::basis::Basis;
 use super::config::{AttentionKind, LatentConfig, LatentWidth, MlpKind, NormKind};
 use super::{Block, Experts, GatedMlp, Mlp, Norm, PlainMlp};
 use crate::attention::{
     Attention, CrossTerms, GroupedAttention, JointProjections, LatentAttention, Projections, SplitProjections,
 };
 use crate::source::{SourceError, WeightSource};
-use crate::weights::{LayerSlot, Part, Slot};
+use crate::weights::{LayerSlot, Matrix, Part, Slot};
 
 /// A source and the device its tensors go to.
 pub(super) struct Reader<'a, S> {
@@ -117,17 +118,29 @@ impl<S: WeightSource> Reader<'_, S> {
             Some(Attention::Latent(leader)) => Some(&leader.projections),
             _ => None,
         };
+        let bases = self.bases(latent.up_of)?;
         let biased = self.source.config().biases.qkv;
         let bias = |slot: fn(Part) -> LayerSlot| {
             biased.then(|| self.vector(Slot::Layer(layer, slot(Part::Bias)))).transpose()
         };
         let (bias_k, bias_v) = (bias(LayerSlot::Key)?, bias(LayerSlot::Value)?);
-        let up = |slot, lent: Option<&Linear>, bias| -> Result<Linear, SourceError> {
-            let weight = match lent {
-                Some(lent) => lent.weight.clone(),
-                None => self.transposed(Slot::Layer(latent.up_of, slot))?,
+        // Transposed as all weights are: (W T⁻¹)ᵀ = T⁻ᵀ Wᵀ, (T W)ᵀ = Wᵀ Tᵀ.
+        let up = |slot, lent: Option<&Linear>, part: usize, bias| -> Result<Linear, SourceError> {
+            let weight = match (lent, bases.get(part)) {
+                (Some(lent), _) => lent.weight.clone(),
+                (None, None) => self.transposed(Slot::Layer(latent.up_of, slot))?,
+                (None, Some(basis)) => {
+                    let weight = self.source.matrix(Slot::Layer(latent.up_of, slot), self.device)?;
+                    frozen(basis.from.clone().transpose().matmul(weight.transpose()))
+                }
             };
             Ok(Linear { weight, bias })
+        };
+        let down = |slot, part: usize| -> Result<Linear, SourceError> {
+            let Some(basis) = bases.get(part) else { return self.plain(layer, slot) };
+            let weight = self.source.matrix(Slot::Layer(layer, slot), self.device)?;
+            let weight = frozen(weight.transpose().matmul(basis.to.clone().transpose()));
+            Ok(Linear { weight, bias: None })
         };
         Ok(match latent.width {
             LatentWidth::Split { .. } => {
@@ -136,10 +149,10 @@ impl<S: WeightSource> Reader<'_, S> {
                     Projections::Joint(_) => None,
                 });
                 Projections::Split(SplitProjections {
-                    down_k: self.plain(layer, LayerSlot::DownKey)?,
-                    up_k: up(LayerSlot::UpKey, leader.map(|leader| &leader.up_k), bias_k)?,
-                    down_v: self.plain(layer, LayerSlot::DownValue)?,
-                    up_v: up(LayerSlot::UpValue, leader.map(|leader| &leader.up_v), bias_v)?,
+                    down_k: down(LayerSlot::DownKey, 0)?,
+                    up_k: up(LayerSlot::UpKey, leader.map(|leader| &leader.up_k), 0, bias_k)?,
+                    down_v: down(LayerSlot::DownValue, 1)?,
+                    up_v: up(LayerSlot::UpValue, leader.map(|leader| &leader.up_v), 1, bias_v)?,
                 })
             }
             LatentWidth::Joint { .. } => {
@@ -150,11 +163,32 @@ impl<S: WeightSource> Reader<'_, S> {
                 let biases: Vec<_> = bias_k.into_iter().chain(bias_v).map(|bias| bias.val()).collect();
                 let bias = biased.then(|| frozen(Tensor::cat(biases, 0)));
                 Projections::Joint(JointProjections {
-                    down: self.plain(layer, LayerSlot::DownJoint)?,
-                    up: up(LayerSlot::UpJoint, leader.map(|leader| &leader.up), bias)?,
+                    down: down(LayerSlot::DownJoint, 0)?,
+                    up: up(LayerSlot::UpJoint, leader.map(|leader| &leader.up), 0, bias)?,
                 })
             }
         })
+    }
+
+    /// The bases in which the parts of a layer's latent are cached; none where they are cached as they are.
+    fn bases(&self, layer: usize) -> Result<Vec<Basis>, SourceError> {
+        let config = self.source.config();
+        let Some(latent) = config.latent(layer).filter(|_| config.cache_dtype.bits().is_some()) else {
+            return Ok(Vec::new());
+        };
+        let slots: &[LayerSlot] = match latent.width {
+            LatentWidth::Split { .. } => &[LayerSlot::BalanceKey, LayerSlot::BalanceValue],
+            LatentWidth::Joint { .. } => &[LayerSlot::BalanceJoint],
+        };
+        let basis = |(width, &slot): (usize, &LayerSlot)| {
+            let slot = Slot::Layer(layer, slot);
+            let balance = match latent.balanced {
+                true => Some(Matrix::from_tensor(&self.source.matrix(slot, self.device)?)),
+                false => None,
+            };
+            Basis::new(width, balance.as_ref(), self.device).map_err(|why| format!("{slot}: {why}").into())
+        };
+        latent.width.parts().into_iter().zip(slots).map(basis).collect()
     }
 
     fn cross(&self, layer: usize) -> Result<Option<CrossTerms>, SourceError> {
@@ -162,10 +196,34 @@ impl<S: WeightSource> Reader<'_, S> {
         if config.cross_columns(layer).is_none() {
             return Ok(None);
         }
+        let reads = config.reads(layer);
+        let mut earlier = Vec::new();
+        for &read in &reads {
+            earlier.extend(self.bases(read)?);
+        }
+        let mut own: Vec<_> = self.bases(layer)?.into_iter().map(Some).collect();
+        // Keys read the other half of the layer's own latent, and values the first.
+        let mut terms = |slot, half: usize| -> Result<Linear, SourceError> {
+            let other = if own.len() == 2 { own[1 - half].take() } else { None };
+            let bases: Vec<&Basis> = other.iter().chain(&earlier).collect();
+            if bases.is_empty() {
+                return self.plain(layer, slot);
+            }
+            let weight = self.source.matrix(Slot::Layer(layer, slot), self.device)?.transpose();
+            let mut column = 0;
+            let term = |basis: &Basis| {
+                let width = basis.from.dims()[0];
+                let part = weight.clone().narrow(0, column, width);
+                column += width;
+                basis.from.clone().transpose().matmul(part)
+            };
+            let weight = Tensor::cat(bases.into_iter().map(term).collect(), 0);
+            Ok(Linear { weight: frozen(weight), bias: None })
+        };
         Ok(Some(CrossTerms {
-            key: self.plain(layer, LayerSlot::CrossKey)?,
-            value: self.plain(layer, LayerSlot::CrossValue)?,
-            reads: config.reads(layer),
+            key: terms(LayerSlot::CrossKey, 0)?,
+            value: terms(LayerSlot::CrossValue, 1)?,
+            reads,
         }))
     }
 

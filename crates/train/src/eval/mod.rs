@@ -7,7 +7,7 @@ mod score;
 mod windows;
 
 pub use divergence::{Divergence, compare};
-pub use memory::{CacheSize, cache_sizes};
+pub use memory::{CacheSize, TokenBytes, cache_sizes};
 pub use perplexity::{Pass, Perplexity, perplexity};
 pub use score::EvalError;
 pub(crate) use score::check;

@@ -10,7 +10,10 @@ use faer::{Accum, MatMut, MatRef, Par};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::made::Made;
 use super::operand::Rows;
+use super::running::Running;
+use super::tokens::{Tokens, gather, in_place};
 use super::{lanes, rows};
 
 /// New tokens up to which all heads share a unit; above, each has one of its own.
@@ -47,32 +50,12 @@ pub(crate) struct Shape {
 #[derive(Clone, Debug)]
 pub(crate) enum Side<'a> {
     /// As they are cached, a kv head each: `[tokens, d_head]`.
-    Cached(Vec<Rows<'a>>),
+    Cached(Vec<Tokens<'a>>),
     /// The latents themselves, read by every head: what would make keys of them goes to the queries, what would make
     /// values of them to their weighted sums.
     Absorbed(Made<'a>),
     /// Made of latents, a tile at a time.
     Rebuilt(Made<'a>),
-}
-
-/// How keys, or values, are made of latents: `Σ latents[columns] · matrix + bias`, then the rotation.
-#[derive(Clone, Debug)]
-pub(crate) struct Made<'a> {
-    /// Columns of the latents and their matrices `[columns, d_kv]`.
-    pub(crate) terms: Vec<(Range<usize>, MatRef<'a, f32>)>,
-    /// `[d_kv]`.
-    pub(crate) bias: Option<&'a [f32]>,
-    /// Of keys.
-    pub(crate) rotated: Option<Rotated<'a>>,
-}
-
-/// Cosines and sines of every token of a sequence, padded ones left out.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Rotated<'a> {
-    /// `[positions, d_head / 2]`.
-    pub(crate) cos: Rows<'a>,
-    /// `[positions, d_head / 2]`.
-    pub(crate) sin: Rows<'a>,
 }
 
 /// One sequence.
@@ -81,7 +64,7 @@ pub(crate) struct Sequence<'a> {
     /// Scaled queries, rotated where keys are: `[n_heads · t_q, d_head]`.
     pub(crate) queries: Rows<'a>,
     /// The latents of each layer that is read, beside each other: `[tokens, width]` each.
-    pub(crate) latents: Vec<Rows<'a>>,
+    pub(crate) latents: Vec<Tokens<'a>>,
     /// What scores are made with.
     pub(crate) keys: Side<'a>,
     /// What is summed.
@@ -177,42 +160,6 @@ impl Shape {
     }
 }
 
-/// Softmax and weighted sum so far, a row a query head and new token.
-struct Running {
-    max: Vec<f32>,
-    sum: Vec<f32>,
-    mixed: Vec<f32>,
-    width: usize,
-}
-
-impl Running {
-    fn new(rows: usize, width: usize) -> Self {
-        Self { max: vec![f32::MIN; rows], sum: vec![0.0; rows], mixed: vec![0.0; rows * width], width }
-    }
-
-    /// Two walks through different tokens as one.
-    fn merged(mut self, other: Self) -> Self {
-        for row in 0..self.max.len() {
-            let max = self.max[row].max(other.max[row]);
-            let (ours, theirs) = ((self.max[row] - max).exp(), (other.max[row] - max).exp());
-            self.max[row] = max;
-            self.sum[row] = self.sum[row] * ours + other.sum[row] * theirs;
-            let place = row * self.width..(row + 1) * self.width;
-            lanes::scale(&mut self.mixed[place.clone()], ours);
-            lanes::add_scaled(&mut self.mixed[place.clone()], &other.mixed[place], theirs);
-        }
-        self
-    }
-
-    /// The weighted means. A row that saw nothing is padding, which nobody reads.
-    fn mean(mut self) -> Vec<f32> {
-        for (row, sum) in self.mixed.chunks_exact_mut(self.width.max(1)).zip(&self.sum) {
-            lanes::scale(row, if *sum > 0.0 { 1.0 / sum } else { 0.0 });
-        }
-        self.mixed
-    }
-}
-
 /// Some kv heads of a sequence.
 struct Unit<'a> {
     shape: &'a Shape,
@@ -260,8 +207,10 @@ impl Unit<'_> {
     #[inline(always)]
     fn walk<S: Simd>(&mut self, simd: S, tokens: Range<usize>) {
         let (tile, latents) = (self.shape.tile, &self.sequence.latents);
-        let gathered: usize =
-            if latents.len() > 1 { latents.iter().map(|latents| latents.width).sum() } else { 0 };
+        let gathered = match in_place(latents) {
+            true => 0,
+            false => latents.iter().map(Tokens::width).sum(),
+        };
         let mut scratch = Scratch {
             latents: vec![0.0; tile * gathered],
             rebuilt: vec![0.0; tile * self.heads.len() * self.shape.d_head],
@@ -288,7 +237,8 @@ impl Unit<'_> {
             }
             Side::Cached(cached) => {
                 for (at, head) in heads.clone().enumerate() {
-                    self.score(simd, at..at + 1, from, cached[head].span(tokens.clone()), scores);
+                    let keys = gather(&cached[head..=head], tokens.clone(), rebuilt);
+                    self.score(simd, at..at + 1, from, keys, scores);
                 }
             }
             Side::Rebuilt(made) => {
@@ -310,7 +260,8 @@ impl Unit<'_> {
             }
             Side::Cached(cached) => {
                 for (at, head) in heads.enumerate() {
-                    self.mix(simd, at..at + 1, from, cached[head].span(tokens.clone()), scores);
+                    let values = gather(&cached[head..=head], tokens.clone(), rebuilt);
+                    self.mix(simd, at..at + 1, from, values, scores);
                 }
             }
             Side::Rebuilt(made) => {
@@ -387,107 +338,6 @@ impl Unit<'_> {
                 let mixed = MatMut::from_row_major_slice_mut(mixed, rows.len(), width);
                 matmul(mixed, Accum::Add, weights, values.matrix(), 1.0, Par::Seq);
             }
-        }
-    }
-}
-
-/// Latents of a tile, one matrix: in place where one layer is read, else side by side in `room`.
-#[inline(always)]
-fn gather<'a>(latents: &[Rows<'a>], tokens: Range<usize>, room: &'a mut [f32]) -> Rows<'a> {
-    if let [one] = latents {
-        return one.span(tokens);
-    }
-    let width: usize = latents.iter().map(|latents| latents.width).sum();
-    let room = &mut room[..tokens.len() * width];
-    if width > 0 {
-        for (token, room) in tokens.clone().zip(room.chunks_exact_mut(width)) {
-            let mut column = 0;
-            for latents in latents {
-                room[column..column + latents.width].copy_from_slice(latents.row(token));
-                column += latents.width;
-            }
-        }
-    }
-    Rows::new(room, tokens.len(), width)
-}
-
-impl Made<'_> {
-    /// The columns of the latents that are read.
-    fn span(&self) -> Range<usize> {
-        let (first, last) = (self.terms.first(), self.terms.last());
-        first.map_or(0, |(columns, _)| columns.start)..last.map_or(0, |(columns, _)| columns.end)
-    }
-
-    /// `W_ukᵀ q` for some kv heads: row-major `[rows, span]`.
-    ///
-    /// # Shapes
-    /// - `queries`: `[rows, d_head]`, `rows_a_head` of each head
-    fn to_latents(&self, queries: Rows<'_>, heads: Range<usize>, rows_a_head: usize) -> Vec<f32> {
-        let (span, d_head) = (self.span(), queries.width);
-        let mut out = vec![0.0; queries.count * span.len()];
-        let mut latents = MatMut::from_row_major_slice_mut(&mut out, queries.count, span.len());
-        for (at, head) in heads.enumerate() {
-            let rows = at * rows_a_head..(at + 1) * rows_a_head;
-            let mut latents = latents.as_mut().subrows_mut(rows.start, rows_a_head);
-            for (columns, weight) in &self.terms {
-                let part = latents.as_mut().subcols_mut(columns.start - span.start, columns.len());
-                let weight = weight.subcols(head * d_head, d_head).transpose();
-                matmul(part, Accum::Replace, queries.span(rows.clone()).matrix(), weight, 1.0, Par::Seq);
-            }
-        }
-        out
-    }
-
-    /// `W_uv c + b_v` for means of latents.
-    ///
-    /// # Shapes
-    /// - `mean`: row-major `[rows, span]`, `rows_a_head` of each head, `out`: row-major `[rows, d_head]`
-    fn to_values(&self, mean: &[f32], heads: Range<usize>, rows_a_head: usize, out: &mut [f32]) {
-        let (span, rows) = (self.span(), heads.len() * rows_a_head);
-        let d_head = out.len() / rows;
-        let mean = Rows::new(mean, rows, span.len());
-        for ((at, head), out) in heads.enumerate().zip(out.chunks_exact_mut(rows_a_head * d_head)) {
-            let mean = mean.span(at * rows_a_head..(at + 1) * rows_a_head);
-            let mut values = MatMut::from_row_major_slice_mut(out, rows_a_head, d_head);
-            for (term, (columns, weight)) in self.terms.iter().enumerate() {
-                let accum = if term == 0 { Accum::Replace } else { Accum::Add };
-                let part = mean.columns(columns.start - span.start..columns.end - span.start).matrix();
-                let weight = weight.subcols(head * d_head, d_head);
-                matmul(values.as_mut(), accum, part, weight, 1.0, Par::Seq);
-            }
-            if let Some(bias) = self.bias {
-                let bias = &bias[head * d_head..(head + 1) * d_head];
-                out.chunks_exact_mut(d_head).for_each(|row| lanes::add_scaled(row, bias, 1.0));
-            }
-        }
-    }
-
-    /// Some columns of keys or values of a tile, before the rotation: row-major `[tokens, columns]`.
-    #[inline(always)]
-    fn rebuild<'r>(&self, latents: Rows<'_>, columns: Range<usize>, room: &'r mut [f32]) -> &'r mut [f32] {
-        let (count, width) = (latents.count, columns.len());
-        let room = &mut room[..count * width];
-        let mut out = MatMut::from_row_major_slice_mut(room, count, width);
-        for (at, (read, weight)) in self.terms.iter().enumerate() {
-            let accum = if at == 0 { Accum::Replace } else { Accum::Add };
-            let read = latents.columns(read.clone()).matrix();
-            matmul(out.as_mut(), accum, read, weight.subcols(columns.start, width), 1.0, Par::Seq);
-        }
-        if let Some(bias) = self.bias {
-            room.chunks_exact_mut(width).for_each(|row| lanes::add_scaled(row, &bias[columns.clone()], 1.0));
-        }
-        room
-    }
-}
-
-impl Rotated<'_> {
-    /// Rotates rows of tokens of a sequence that has `left` columns of padding.
-    #[inline(always)]
-    fn apply(&self, tokens: Range<usize>, left: usize, d_head: usize, keys: &mut [f32]) {
-        let width = keys.len() / tokens.len();
-        for (token, row) in tokens.zip(keys.chunks_exact_mut(width)) {
-            let position = token.saturating_sub(left);
-            lanes::rotate(row, d_head, self.cos.row(position), self.sin.row(position));
         }
     }
 }

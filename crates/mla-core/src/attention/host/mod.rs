@@ -10,30 +10,34 @@
 
 mod kernel;
 mod lanes;
+mod made;
 mod operand;
 mod rows;
+mod running;
+mod tokens;
 
 use burn::tensor::{Tensor, TensorData};
 
 use super::cost::{Path, Paths};
 use super::frame::Frame;
 use super::latent::LatentAttention;
-use super::projections::Made;
+use super::projections;
 use crate::cache::Memory;
-use kernel::{Rotated, Sequence, Shape, Side};
-use operand::Operand;
+use kernel::{Sequence, Shape, Side};
+use made::{Made, Rotated};
+use operand::{Cached, Operand};
 
 /// Tokens of a tile: rebuilt keys of 4 kv heads of 64 numbers fill 128 KB.
 pub(super) const TILE: usize = 128;
 
-/// Matrices and bias of a [`Made`].
+/// Matrices and bias of a [`projections::Made`].
 struct Matrices {
     terms: Vec<(std::ops::Range<usize>, Operand)>,
     bias: Option<Operand>,
 }
 
 impl Matrices {
-    fn of(made: &Made) -> Option<Self> {
+    fn of(made: &projections::Made) -> Option<Self> {
         let terms =
             made.terms.iter().map(|term| Some((term.columns.clone(), Operand::weight(&term.weight)?)));
         let bias = match &made.bias {
@@ -44,7 +48,7 @@ impl Matrices {
     }
 
     fn side<'a>(&'a self, path: Path, rotated: Option<Rotated<'a>>) -> Side<'a> {
-        let made = kernel::Made {
+        let made = Made {
             terms: self.terms.iter().map(|(columns, weight)| (columns.clone(), weight.matrix())).collect(),
             bias: self.bias.as_ref().map(Operand::vector),
             rotated,
@@ -75,7 +79,7 @@ impl LatentAttention {
         let reads = self.cross.iter().flat_map(|cross| cross.reads.iter().copied());
         let latents = std::iter::once(layer).chain(reads);
         let latents: Vec<_> = latents
-            .map(|layer| Operand::rows(&memory.latents(layer, 0..frame.t_kv())))
+            .map(|layer| Cached::latents(memory.kept(layer, 0..frame.t_kv())))
             .collect::<Option<_>>()?;
         let (keys, values) = (Matrices::of(&self.keys())?, Matrices::of(&self.values())?);
         let table = frame.table();
@@ -115,7 +119,7 @@ pub(super) fn attend_cached(
     layer: usize,
 ) -> Option<Tensor<4>> {
     let ([batch, n_heads, t_q, d_head], n_kv_heads) = (q.dims(), k.dims()[1]);
-    let (k, v) = (Operand::rows(k)?, Operand::rows(v)?);
+    let (k, v) = (Cached::float(k)?, Cached::float(v)?);
     let device = q.device();
     let q = q.reshape([batch, n_heads * t_q, d_head]) * (1.0 / (d_head as f64).sqrt());
     let queries = Operand::rows(&q)?;

@@ -2,14 +2,18 @@
 
 use std::ops::Range;
 
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Element, Int, Tensor};
 use burn_flex::{Flex, FlexTensor};
 use faer::MatRef;
+use half::{bf16, f16};
+
+use super::tokens::Tokens;
+use crate::cache::{Kept, Packing};
 
 /// A matrix whose rows are slices, `stride` numbers apart.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rows<'a> {
-    data: &'a [f32],
+pub(crate) struct Rows<'a, T = f32> {
+    data: &'a [T],
     /// Number of rows.
     pub(crate) count: usize,
     /// Numbers of a row.
@@ -17,17 +21,8 @@ pub(crate) struct Rows<'a> {
     stride: usize,
 }
 
-impl<'a> Rows<'a> {
-    /// Rows that touch.
-    ///
-    /// # Panics
-    /// If `data` does not hold `count · width` numbers.
-    pub(crate) fn new(data: &'a [f32], count: usize, width: usize) -> Self {
-        assert_eq!(data.len(), count * width, "{count} rows of {width}");
-        Self { data, count, width, stride: width }
-    }
-
-    fn at(data: &'a [f32], start: usize, [count, width]: [usize; 2], stride: isize) -> Self {
+impl<'a, T> Rows<'a, T> {
+    fn at(data: &'a [T], start: usize, [count, width]: [usize; 2], stride: isize) -> Self {
         // The stride of an axis of one means nothing.
         let stride = if count > 1 { stride as usize } else { width };
         let numbers = if count * width == 0 { 0 } else { (count - 1) * stride + width };
@@ -36,7 +31,7 @@ impl<'a> Rows<'a> {
 
     /// One row.
     #[inline(always)]
-    pub(crate) fn row(&self, row: usize) -> &'a [f32] {
+    pub(crate) fn row(&self, row: usize) -> &'a [T] {
         &self.data[row * self.stride..row * self.stride + self.width]
     }
 
@@ -55,6 +50,17 @@ impl<'a> Rows<'a> {
         let data = if self.count == 0 { &[] } else { &self.data[columns.start..] };
         Self { data, width: columns.len(), ..*self }
     }
+}
+
+impl<'a> Rows<'a> {
+    /// Rows that touch.
+    ///
+    /// # Panics
+    /// If `data` does not hold `count · width` numbers.
+    pub(crate) fn new(data: &'a [f32], count: usize, width: usize) -> Self {
+        assert_eq!(data.len(), count * width, "{count} rows of {width}");
+        Self { data, count, width, stride: width }
+    }
 
     /// For a general product.
     #[inline(always)]
@@ -72,21 +78,36 @@ pub(crate) struct Operand {
 }
 
 impl Operand {
-    /// A tensor whose last two axes make matrices that lie densely along one of them: a weight, transposed or not. `None`
-    /// where it does not, or the tensor is of another backend or type, or on a tape.
-    pub(crate) fn weight<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        if tensor.dtype() != burn::tensor::DType::F32 {
-            return None;
-        }
-        let tensor = tensor.clone().try_into_primitive::<Flex>().ok()?;
+    fn new(tensor: FlexTensor) -> Option<Self> {
         let strides = tensor.layout().strides();
         let dense = strides.iter().rev().take(2).any(|&stride| stride == 1);
         (dense && strides.iter().all(|&stride| stride >= 0)).then_some(Self { tensor })
     }
 
+    fn with_rows(self) -> Option<Self> {
+        (self.tensor.layout().strides().last() == Some(&1)).then_some(self)
+    }
+
+    /// A tensor whose last two axes make matrices that lie densely along one of them: a weight, transposed or not. `None`
+    /// where it does not, or the tensor is of another backend or type, or on a tape.
+    pub(crate) fn weight<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
+        if tensor.dtype() != DType::F32 {
+            return None;
+        }
+        Self::new(tensor.clone().try_into_primitive::<Flex>().ok()?)
+    }
+
     /// As [`weight`](Self::weight); the last axis lies densely, so that every row is a slice.
     pub(crate) fn rows<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        Self::weight(tensor).filter(|operand| operand.tensor.layout().strides().last() == Some(&1))
+        Self::weight(tensor)?.with_rows()
+    }
+
+    fn half_rows<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
+        Self::new(tensor.clone().try_into_primitive::<Flex>().ok()?)?.with_rows()
+    }
+
+    fn words<const D: usize>(tensor: &Tensor<D, Int>) -> Option<Self> {
+        Self::new(tensor.clone().try_into_primitive::<Flex>().ok()?)?.with_rows()
     }
 
     /// The matrix of a tensor of two axes.
@@ -109,7 +130,11 @@ impl Operand {
     /// # Panics
     /// If there are other axes than `outer` says.
     pub(crate) fn at(&self, outer: &[usize]) -> Rows<'_> {
-        let (layout, data) = (self.tensor.layout(), self.tensor.storage::<f32>());
+        self.rows_at(outer)
+    }
+
+    fn rows_at<T: Element + bytemuck::Pod>(&self, outer: &[usize]) -> Rows<'_, T> {
+        let (layout, data) = (self.tensor.layout(), self.tensor.storage::<T>());
         let (shape, strides) = (layout.shape(), layout.strides());
         let axes = shape.num_dims();
         assert_eq!(outer.len() + 2, axes, "an index an outer axis");
@@ -127,5 +152,44 @@ impl Operand {
         assert_eq!((layout.shape().num_dims(), layout.strides()[0]), (1, 1), "a vector has one dense axis");
         let start = layout.start_offset();
         &self.tensor.storage::<f32>()[start..start + layout.shape()[0]]
+    }
+}
+
+/// Cached tokens on the CPU, not copied, in the type in which they are kept.
+#[derive(Debug)]
+pub(crate) enum Cached<'a> {
+    F32(Operand),
+    F16(Operand),
+    Bf16(Operand),
+    Packed(&'a Packing, Operand),
+}
+
+impl<'a> Cached<'a> {
+    /// Keys, values or latents. `None` where they are not the CPU's.
+    pub(crate) fn float<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
+        match tensor.dtype() {
+            DType::F32 => Operand::rows(tensor).map(Cached::F32),
+            DType::F16 => Operand::half_rows(tensor).map(Cached::F16),
+            DType::BF16 => Operand::half_rows(tensor).map(Cached::Bf16),
+            _ => None,
+        }
+    }
+
+    /// Latents. `None` where they are not the CPU's.
+    pub(crate) fn latents(kept: Kept<'a>) -> Option<Self> {
+        match kept {
+            Kept::Float(latents) => Self::float(&latents),
+            Kept::Packed(packing, words) => Some(Cached::Packed(packing, Operand::words(&words)?)),
+        }
+    }
+
+    /// As [`Operand::at`].
+    pub(crate) fn at(&self, outer: &[usize]) -> Tokens<'_> {
+        match self {
+            Cached::F32(operand) => Tokens::F32(operand.at(outer)),
+            Cached::F16(operand) => Tokens::F16(operand.rows_at::<f16>(outer)),
+            Cached::Bf16(operand) => Tokens::Bf16(operand.rows_at::<bf16>(outer)),
+            Cached::Packed(packing, operand) => Tokens::Packed(packing, operand.rows_at::<i32>(outer)),
+        }
     }
 }

@@ -1,0 +1,175 @@
+//! Commands that run a model, or count what running it takes.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::StoreDtype;
+
+/// How a model is cached.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct CacheArgs {
+    /// What the cache keeps its numbers as; the integers are of latents [default: the folder's, else f32]
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub cache_dtype: Option<CacheDtype>,
+}
+
+/// What a cached number is kept as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheDtype {
+    /// As it is computed.
+    F32,
+    /// 16-bit floats up to 65504.
+    F16,
+    /// 16-bit floats with f32's range.
+    Bf16,
+    /// 8 bits, and a scale and an offset a group of 32.
+    Int8,
+    /// 4 bits, and a scale and an offset a group of 32.
+    Int4,
+    /// 3 bits, and a scale and an offset a group of 32.
+    Int3,
+}
+
+impl CacheDtype {
+    /// The type as the decoder knows it.
+    pub fn dtype(self) -> mla_core::CacheDtype {
+        match self {
+            CacheDtype::F32 => mla_core::CacheDtype::F32,
+            CacheDtype::F16 => mla_core::CacheDtype::F16,
+            CacheDtype::Bf16 => mla_core::CacheDtype::Bf16,
+            CacheDtype::Int8 => mla_core::CacheDtype::Int8,
+            CacheDtype::Int4 => mla_core::CacheDtype::Int4,
+            CacheDtype::Int3 => mla_core::CacheDtype::Int3,
+        }
+    }
+}
+
+/// `shrink eval`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Without --stride the file is tokenised once and cut into consecutive windows that do not \
+overlap; each scores all its tokens but the first (docs/evaluation.md).
+
+Examples:
+  shrink eval ./out --data heldout.txt --windows 40
+  shrink eval ./out --data heldout.txt --against ./donor --json
+  shrink eval ./out --data heldout.txt --windows 4 --through-cache
+  shrink eval ./out --data heldout.txt --cache-dtype int4 --against ./donor"
+)]
+pub struct EvalArgs {
+    /// A model folder or hub id
+    pub model: String,
+    /// Text to score (.txt, .jsonl, .parquet)
+    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    pub data: Vec<PathBuf>,
+    /// Tokens a window
+    #[arg(long, default_value_t = 512, value_name = "N")]
+    pub max_length: usize,
+    /// Windows at most, from the start [default: all]
+    #[arg(long, value_name = "N")]
+    pub windows: Option<usize>,
+    /// Slide the window by N tokens and score only new ones
+    #[arg(long, value_name = "N")]
+    pub stride: Option<usize>,
+    /// Also measure KL and top-1 agreement to this model (its donor)
+    #[arg(long, value_name = "MODEL")]
+    pub against: Option<String>,
+    /// Score token by token through the cache, as generation runs
+    #[arg(long)]
+    pub through_cache: bool,
+    /// Field that holds the text of a .jsonl or .parquet row
+    #[arg(long, default_value = crate::corpus::DEFAULT_FIELD, value_name = "FIELD")]
+    pub text_field: String,
+    /// How it is cached
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// `shrink generate`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shrink generate ./out --prompt 'Once upon a time'
+  shrink generate ./out --prompt 'One' --prompt 'Two' --temperature 0.7 --top-p 0.9 --seed 7
+  shrink generate ./out --prompt - < prompt.txt")]
+pub struct GenerateArgs {
+    /// A model folder or hub id
+    pub model: String,
+    /// Text to continue; `-` reads it from stdin; repeat it for a batch
+    #[arg(long, short, required = true, value_name = "TEXT")]
+    pub prompt: Vec<String>,
+    /// New tokens a prompt at most
+    #[arg(long, default_value_t = 100, value_name = "N")]
+    pub max_new_tokens: usize,
+    /// Divides the logits; 0 takes the most likely token
+    #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
+    pub temperature: f64,
+    /// Keep the smallest set of tokens whose probabilities reach P; needs a temperature [default: 1]
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    pub top_p: Option<f64>,
+    /// Keep the K most likely tokens; needs a temperature [default: all]
+    #[arg(long, value_name = "K")]
+    pub top_k: Option<usize>,
+    /// Fixes every draw; needs a temperature [default: 0]
+    #[arg(long, value_name = "SEED")]
+    pub seed: Option<u64>,
+    /// How it is cached
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
+
+/// `shrink memory`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shrink memory ./out
+  shrink memory ./llama-2-7b/config.json --compression-ratio 16 --sequence-lengths 512,2048,4096,8192
+  shrink memory ./llama-2-7b/config.json --compression-ratio 2 --cache-dtype int4")]
+pub struct MemoryArgs {
+    /// A model folder, a config.json or a hub id
+    pub model: String,
+    /// Tokens a sequence
+    #[arg(long, value_delimiter = ',', default_value = "512,1024,2048,4096", value_name = "N,…")]
+    pub sequence_lengths: Vec<usize>,
+    /// Sequences at a time
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub batch_size: usize,
+    /// For a donor: show the cache at this ratio too
+    #[arg(long, short = 'r', alias = "ratio", value_name = "RATIO", allow_negative_numbers = true)]
+    pub compression_ratio: Option<f64>,
+    /// Type of a number of the standard cache
+    #[arg(long, value_enum, default_value_t = StoreDtype::F16, value_name = "DTYPE")]
+    pub dtype: StoreDtype,
+    /// What the model's own cache keeps its numbers as [default: the folder's, else as --dtype says]
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub cache_dtype: Option<CacheDtype>,
+}
+
+/// `shrink bench`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "A decoding step is timed after the cache was filled with random numbers, --repeat times, and the \
+median printed. Prefill is timed on random tokens, 512 a pass, as `shrink generate` takes them.
+
+Examples:
+  shrink bench ./out --context 128,4096 --batch-size 1,8
+  shrink bench ./out --context 0 --prefill 512 --json"
+)]
+pub struct BenchArgs {
+    /// A model folder or hub id
+    pub model: String,
+    /// Tokens in the cache before a decoding step
+    #[arg(long, value_delimiter = ',', default_value = "128,1024", value_name = "N,…")]
+    pub context: Vec<usize>,
+    /// Sequences at a time
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,…")]
+    pub batch_size: Vec<usize>,
+    /// Time prompts of so many tokens too
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub prefill: Vec<usize>,
+    /// Measurements behind a median
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    pub repeat: usize,
+    /// How it is cached
+    #[command(flatten)]
+    pub cache: CacheArgs,
+}
