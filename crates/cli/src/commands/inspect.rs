@@ -4,8 +4,8 @@ use std::path::Path;
 
 use calib::{Cascade, Method, Width, Xkv, uniform_latents};
 use handlers::{ConfigJson, MlaSection, TensorSpec, read_config};
-use mla_core::DecoderConfig;
 use mla_core::decoder::{LatentWidth, PositionKind};
+use mla_core::{DecoderConfig, LayerSlot, Slot};
 use serde_json::{Value, json};
 use train::eval::{TokenBytes, cache_sizes};
 use train::trainable;
