@@ -1,4 +1,4 @@
-//! `--cache-dtype`: fewer bits a cached number, what they cost, and what they take.
+//! `--cache-dtype`: fewer bits a cached number, what they cost, and what they take; and rank and bits chosen together.
 
 use serde_json::Value;
 
@@ -104,4 +104,84 @@ fn integers_are_for_latents() {
     scratch.write("llama/config.json", config.to_string());
     shrink(&["inspect", &model])
         .refused("`mla.cache_dtype` is \"int2\", expected f32, f16, bf16, int8, int4, int3");
+}
+
+/// Converts the llama twin to a goal.
+fn planned(scratch: &Scratch, out: &str, goal: &[&str]) -> Value {
+    let (out, text) = (scratch.path(out), golden("demo/calibration.txt"));
+    let args = ["convert", &golden("llama"), "-o", &out, "--calibration", &text, "--json"];
+    let windows = ["--num-calibration-samples", "24", "--max-calibration-length", "40"];
+    shrink(&[&args[..], &windows, goal].concat()).json()
+}
+
+#[test]
+fn a_target_is_reached_in_bytes_by_the_plan_that_measures_best() {
+    let scratch = Scratch::new();
+    for target in [2.5, 4.0] {
+        let found = planned(&scratch, &format!("{target}"), &["--target", &format!("{target}x")]);
+        assert!(number(&found, "cache_ratio") >= target, "{found}");
+        let trials = found["trials"].as_array().expect("trials");
+        let least = trials.iter().map(|trial| number(trial, "kl")).fold(f64::INFINITY, f64::min);
+        assert!(number(&found, "kl") <= least + 0.005, "as good as the best: {found}");
+        for trial in trials {
+            let ratio = number(trial, "cache_ratio");
+            assert!(ratio >= target, "{trial}");
+            // No plan gives away more than whole numbers and whole words force it to, but where bits alone are enough.
+            assert!(ratio < 1.35 * target || number(trial, "compression_ratio") == 1.0, "{trial}");
+        }
+        for dtype in ["int8", "int4", "int3"] {
+            assert!(trials.iter().any(|trial| trial["cache_dtype"] == dtype), "{dtype}: {found}");
+        }
+        assert!(trials.iter().any(|trial| trial["method"] == "cascade"), "{found}");
+        // The folder is cached as it was measured.
+        let model = scratch.path(&format!("{target}"));
+        let cache = &eval(&model, &[])["cache"];
+        assert_eq!(cache["dtype"], found["cache_dtype"]);
+        assert_close(
+            number(cache, "donor_bytes") / number(cache, "bytes"),
+            number(&found, "cache_ratio"),
+            1e-9,
+        );
+        let record = scratch.read_json(&format!("{target}/shrink.json"));
+        assert_eq!(
+            (&record["asked"]["target"], &record["cache_dtype"]),
+            (&target.into(), &found["cache_dtype"])
+        );
+    }
+}
+
+#[test]
+fn an_increase_that_is_allowed_is_not_exceeded() {
+    let scratch = Scratch::new();
+    let found = planned(&scratch, "out", &["--max-ppl-increase", "5%", "--method", "joint"]);
+    assert!(number(&found, "kl") <= 1.05f64.ln(), "{found}");
+    let chosen = number(&found, "cache_ratio");
+    assert!(chosen > 1.4, "{found}");
+    let smaller = found["trials"].as_array().expect("trials").iter();
+    let smaller: Vec<_> = smaller.filter(|trial| number(trial, "cache_ratio") > 1.2 * chosen).collect();
+    assert!(!smaller.is_empty() && smaller.iter().all(|trial| number(trial, "kl") > 1.05f64.ln()), "{found}");
+}
+
+#[test]
+fn goals_that_are_none() {
+    let (donor, text) = (golden("llama"), golden("demo/calibration.txt"));
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    let convert = |goal: &[&str]| {
+        let args = ["convert", &donor, "-o", &out, "--calibration", &text];
+        shrink(
+            &[&args[..], &["--num-calibration-samples", "8", "--max-calibration-length", "32"], goal]
+                .concat(),
+        )
+    };
+    convert(&["--target", "0.5x"]).refused("--target is 0.5, expected 1x or more, as in 6.4x");
+    convert(&["--target", "x"]).misused("a ratio is a number, as in 6.4x");
+    convert(&["--target", "4x", "-r", "2"]).misused("cannot be used with");
+    convert(&["--target", "4x", "--max-ppl-increase", "5%"]).misused("cannot be used with");
+    convert(&["--max-ppl-increase", "0"]).refused("--max-ppl-increase is 0, expected more than 0");
+    convert(&["--max-ppl-increase", "a lot"]).misused("a share is a number, as in 5% or 0.05");
+    let bf16 = ["--method", "joint", "--cache-dtype", "bf16"];
+    convert(&[&["--target", "200x"], &bf16[..]].concat()).refused("no plan gives a cache 200x smaller");
+    convert(&[&["--max-ppl-increase", "0.0001%"], &bf16[..]].concat())
+        .refused("the least KL to the donor at 1.5x");
 }

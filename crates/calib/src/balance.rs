@@ -22,7 +22,8 @@ use crate::statistics::{Statistics, stacked};
 /// Of the largest variance, or cost: what is smaller counts as this.
 const LEAST: f64 = 1e-8;
 
-/// Adds the balanced basis of every latent that has a `W_up` of its own.
+/// Adds the balanced basis of every latent that has a `W_up` of its own, and returns the loss of errors in all their numbers
+/// that vary as much as the numbers do.
 ///
 /// # Errors
 /// When the source or the temporary file fails, or the statistics are degenerate.
@@ -32,7 +33,7 @@ pub(crate) fn balance<S: WeightSource>(
     statistics: &Statistics,
     objective: Objective,
     device: &Device,
-) -> Result<(), Error> {
+) -> Result<f64, Error> {
     let config = factors.config().clone();
     let shared = |layer: usize| {
         (0..config.n_layers())
@@ -53,6 +54,7 @@ pub(crate) fn balance<S: WeightSource>(
             column += width;
         }
     }
+    let mut noise = 0.0;
     for (layer, cost) in costs.into_iter().enumerate() {
         let (Some(latent), Some(cost)) = (config.latent(layer), cost) else { continue };
         if latent.up_of != layer || shared(layer) {
@@ -68,30 +70,35 @@ pub(crate) fn balance<S: WeightSource>(
             let place = first..first + width;
             let (moment, cost) =
                 (moment.block(place.clone(), place.clone()), cost.block(place.clone(), place));
-            let basis = match latent.reads_from {
+            let (basis, loss) = match latent.reads_from {
                 None => scaled_triangle(&moment, &cost)?,
                 Some(_) => balanced(&moment, &cost)?,
             };
             factors.insert(layer, slot, &basis)?;
+            noise += loss / width as f64;
             first += width;
         }
         factors.set_balanced(layer);
     }
-    Ok(())
+    Ok(noise)
 }
 
 /// `B` for a latent that its own layer alone reads, whose directions come in the order of what they prevent: the triangle
-/// that whitens the cost, scaled row by row. Triangular, so that its leading block is the basis of a latent cut short.
-fn scaled_triangle(moment: &Mat64, cost: &Mat64) -> Result<Mat64, Error> {
+/// that whitens the cost, scaled row by row. Triangular, so that its leading block is the basis of a latent cut short. Beside
+/// it `tr(B Σ Bᵀ) · tr(B⁻ᵀ A B⁻¹)`.
+fn scaled_triangle(moment: &Mat64, cost: &Mat64) -> Result<(Mat64, f64), Error> {
     let mut basis = root(cost)?;
     let variances = basis.dot(moment).dot(&basis.transpose()).diagonal();
     let largest = variances.iter().fold(0f64, |largest, &x| largest.max(x)).max(f64::MIN_POSITIVE);
     let width = basis.cols;
+    let (mut varying, mut costing) = (0.0, 0.0);
     for (row, variance) in basis.data.chunks_exact_mut(width).zip(variances) {
         let scale = (variance / largest).max(LEAST).powf(-0.25);
         row.iter_mut().for_each(|x| *x *= scale);
+        varying += scale * scale * variance;
+        costing += 1.0 / (scale * scale);
     }
-    Ok(basis)
+    Ok((basis, varying * costing))
 }
 
 /// The upper triangle R with `A = Rᵀ R`.
@@ -106,8 +113,8 @@ fn root(cost: &Mat64) -> Result<Mat64, Error> {
     Ok(qr(&half).1)
 }
 
-/// `B` with `B Σ Bᵀ = B⁻ᵀ A B⁻¹`, diagonal.
-fn balanced(moment: &Mat64, cost: &Mat64) -> Result<Mat64, Error> {
+/// `B` with `B Σ Bᵀ = B⁻ᵀ A B⁻¹`, diagonal, and the product of their traces.
+fn balanced(moment: &Mat64, cost: &Mat64) -> Result<(Mat64, f64), Error> {
     let (values, vectors) = eigh(moment)?;
     let floor = LEAST * values[0].max(f64::MIN_POSITIVE);
     let scaled = |power: f64| {
@@ -129,7 +136,8 @@ fn balanced(moment: &Mat64, cost: &Mat64) -> Result<Mat64, Error> {
         let scale = (square.max(floor) / squares[0].max(f64::MIN_POSITIVE)).powf(0.25);
         row.iter_mut().for_each(|x| *x *= scale);
     }
-    Ok(basis)
+    let trace: f64 = squares.iter().map(|square| square.max(0.0).sqrt()).sum();
+    Ok((basis, trace * trace))
 }
 
 /// Adds `partᵀ part`.
@@ -228,8 +236,9 @@ mod tests {
     fn the_balanced_basis_makes_variance_and_cost_alike_and_no_other_does_better() {
         for size in [1, 2, 5, 9] {
             let (moment, cost) = (positive(size, 3), positive(size, 4));
-            let basis = balanced(&moment, &cost).unwrap();
+            let (basis, foretold) = balanced(&moment, &cost).unwrap();
             let least = loss(&basis, &moment, &cost);
+            assert!((foretold / least - 1.0).abs() < 1e-8, "{foretold} {least}");
             let inverse = solve(&basis.dot(&basis.transpose()), &basis).unwrap().transpose();
             let mut gap = basis.dot(&moment).dot(&basis.transpose());
             let mut right = inverse.transpose().dot(&cost).dot(&inverse);
@@ -257,8 +266,9 @@ mod tests {
         }
         let (moment, cost) =
             (triangle.dot(&moment).dot(&triangle.transpose()), inverse.transpose().dot(&inverse));
-        let found = scaled_triangle(&moment, &cost).unwrap();
-        let best = balanced(&moment, &cost).unwrap();
+        let (found, foretold) = scaled_triangle(&moment, &cost).unwrap();
+        assert!((foretold / loss(&found, &moment, &cost) - 1.0).abs() < 1e-8);
+        let (best, _) = balanced(&moment, &cost).unwrap();
         assert!((loss(&found, &moment, &cost) / loss(&best, &moment, &cost) - 1.0).abs() < 1e-8);
         for row in 0..6 {
             assert!((0..row).all(|column| found.at(row, column).abs() < 1e-9), "triangular");

@@ -8,10 +8,11 @@ use crate::error::Error;
 use crate::factors::Factors;
 use crate::gradient::FisherOptions;
 use crate::head::Labels;
-use crate::judge::judge;
+use crate::judge::{Verdict, judge};
 use crate::method::{Fitted, fit, refit};
 use crate::metric::Objective;
 use crate::plan::Plan;
+use crate::planner::{Tried, cache_ratio};
 use crate::report::LayerReport;
 use crate::scratch::Scratch;
 use crate::statistics::{Needs, Statistics};
@@ -61,10 +62,14 @@ impl Default for Options {
 pub struct Trial {
     /// The plan.
     pub plan: Plan,
-    /// The donor's cache over the new one's, as whole numbers came out.
+    /// The donor's cache over the new one's in numbers a token, as whole numbers came out.
     pub compression_ratio: f64,
+    /// The donor's cache in 16 bits over the new one's, in bytes as they are allocated.
+    pub cache_ratio: f64,
     /// `Σ Λ` of all that was discarded.
     pub discarded: f64,
+    /// The loss that was foretold, of what was discarded and of what rounding takes.
+    pub predicted: f64,
     /// KL to the donor on held-back text, in nats a token; `None` where there was none.
     pub kl: Option<f64>,
     /// Multiply-adds of one decode step behind the counted context.
@@ -200,21 +205,52 @@ pub fn choose<S: WeightSource>(
             judge(source, &candidates, held_back, device, statistics.scratch(), observer)?
         }
     };
-    let trial = |(place, fitted): (usize, &Fitted)| Trial {
-        plan: fitted.plan,
-        compression_ratio: fitted.factors.config().compression_ratio(),
-        discarded: fitted.discarded(),
-        kl: verdicts.get(place).map(|verdict| verdict.kl),
-        decode_cost: decode_cost(fitted.factors.config(), COST_CONTEXT),
-    };
+    let trial = |(place, fitted)| trial(fitted, verdicts.get(place).map(|verdict: &Verdict| verdict.kl));
     let trials: Vec<Trial> = fitted.iter().enumerate().map(trial).collect();
     let chosen = best(&trials);
     let taken = fitted.swap_remove(chosen);
+    Ok(conversion(statistics, held_back, trials, chosen, taken, verdicts.get(chosen)))
+}
+
+/// What became of a plan.
+pub(crate) fn trial(fitted: &Fitted, kl: Option<f64>) -> Trial {
+    let config = fitted.factors.config();
+    Trial {
+        plan: fitted.plan,
+        compression_ratio: config.compression_ratio(),
+        cache_ratio: cache_ratio(config),
+        discarded: fitted.discarded(),
+        predicted: fitted.predicted(),
+        kl,
+        decode_cost: decode_cost(config, COST_CONTEXT),
+    }
+}
+
+/// A conversion by one of those that a planner tried.
+pub(crate) fn conclude(
+    statistics: &Statistics,
+    held_back: &[Vec<u32>],
+    mut tried: Vec<Tried>,
+    chosen: usize,
+) -> Conversion {
+    let trials = tried.iter().map(Tried::trial).collect();
+    let Tried { fitted, verdict } = tried.swap_remove(chosen);
+    conversion(statistics, held_back, trials, chosen, fitted, Some(&verdict))
+}
+
+fn conversion(
+    statistics: &Statistics,
+    held_back: &[Vec<u32>],
+    trials: Vec<Trial>,
+    chosen: usize,
+    taken: Fitted,
+    verdict: Option<&Verdict>,
+) -> Conversion {
     let mut layers = taken.layers;
-    if let Some(verdict) = verdicts.get(chosen) {
+    if let Some(verdict) = verdict {
         layers.iter_mut().zip(&verdict.errors).for_each(|(layer, error)| layer.measured = *error);
     }
-    Ok(Conversion {
+    Conversion {
         plan: taken.plan,
         factors: taken.factors,
         layers,
@@ -223,7 +259,7 @@ pub fn choose<S: WeightSource>(
         trials,
         chosen,
         corrected_kl: None,
-    })
+    }
 }
 
 /// Corrects a conversion for what its layers really read ([`refit`]), and keeps that if it measures better.
@@ -257,7 +293,7 @@ pub fn correct<S: WeightSource>(
 pub const COST_CONTEXT: usize = 4096;
 
 /// Of those that are as good as the best the cheapest; of those about as cheap the best. Without measurements the first.
-fn best(trials: &[Trial]) -> usize {
+pub(crate) fn best(trials: &[Trial]) -> usize {
     let kl = |trial: &Trial| trial.kl.unwrap_or(f64::INFINITY);
     let least = trials.iter().map(kl).fold(f64::INFINITY, f64::min);
     if least == f64::INFINITY {
@@ -281,8 +317,17 @@ mod tests {
             objective: Objective::Mse,
             ranks: Ranks::Uniform,
             width: Width::Ratio(2.0),
+            cache: mla_core::CacheDtype::F32,
         };
-        Trial { plan, compression_ratio: 2.0, discarded: 0.0, kl, decode_cost }
+        Trial {
+            plan,
+            compression_ratio: 2.0,
+            cache_ratio: 2.0,
+            discarded: 0.0,
+            predicted: 0.0,
+            kl,
+            decode_cost,
+        }
     }
 
     #[test]

@@ -73,6 +73,24 @@ pub enum Error {
         /// What.
         what: &'static str,
     },
+    /// A cache that no plan makes so small.
+    #[error("no plan gives a cache {ratio}x smaller than the donor's in bf16")]
+    Unreachable {
+        /// The donor's bytes over the new one's.
+        ratio: f64,
+    },
+    /// A loss that no plan keeps to.
+    #[error(
+        "the least KL to the donor at {ratio}x and beyond is {least:.4} nats a token, and {most:.4} were allowed"
+    )]
+    Divergence {
+        /// What was asked for.
+        most: f64,
+        /// What was found.
+        least: f64,
+        /// The smallest ratio that is tried.
+        ratio: f64,
+    },
     /// Calibration text of no token.
     #[error("the calibration text is empty")]
     EmptyText,
@@ -158,6 +176,10 @@ impl Error {
             Error::SharedBasis { .. } => "leave --sequential out with xkv".into(),
             Error::NeedsText { .. } => {
                 "give text with --calibration, or take --method separate --objective mse".into()
+            }
+            Error::Unreachable { .. } => "lower --target, or leave --cache-dtype and --method out".into(),
+            Error::Divergence { .. } => {
+                "allow more, calibrate on more text, or convert at a ratio of your own and measure".into()
             }
             Error::EmptyText => "give windows of at least two tokens".into(),
             Error::Fisher { .. } => "see FisherOptions for what each number counts".into(),

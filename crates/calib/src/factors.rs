@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use mla_core::decoder::AttentionKind;
-use mla_core::{DecoderConfig, LayerSlot, Matrix, Patch, Slot, SourceError};
+use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Matrix, Patch, Slot, SourceError};
 
 use crate::error::Error;
 use crate::linalg::Mat64;
@@ -46,6 +46,11 @@ impl Factors {
         if let AttentionKind::Latent(latent) = &mut self.config.layers[layer].attention {
             latent.balanced = true;
         }
+    }
+
+    /// What the model that they make keeps its cache as.
+    pub fn set_cache_dtype(&mut self, dtype: CacheDtype) {
+        self.config.cache_dtype = dtype;
     }
 
     /// The slots that have a factor.

@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 
-use mla_core::DecoderConfig;
 use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth, PositionKind};
+use mla_core::{CacheDtype, DecoderConfig};
 use serde::Serialize;
 
 use crate::error::Error;
@@ -160,12 +160,18 @@ pub struct Plan {
     pub ranks: Ranks,
     /// How much there is.
     pub width: Width,
+    /// What the cache keeps the latents as; a plan is measured so.
+    pub cache: CacheDtype,
 }
 
 impl Plan {
-    /// A name for tables: `cascade w7 fisher global`.
+    /// A name for tables: `cascade w7 fisher global int4`.
     pub fn name(&self) -> String {
-        format!("{} {} {}", self.method.title(), self.objective, self.ranks.name())
+        let name = format!("{} {} {}", self.method.title(), self.objective, self.ranks.name());
+        match self.cache {
+            CacheDtype::F32 => name,
+            dtype => format!("{name} {}", dtype.name()),
+        }
     }
 
     /// Whether the model can be converted so.
@@ -247,7 +253,8 @@ impl Plan {
 /// # Errors
 /// When the width or a parameter of the method is out of range, or the model caches latents already.
 pub fn uniform_latents(config: &DecoderConfig, method: Method, width: Width) -> Result<DecoderConfig, Error> {
-    let plan = Plan { method, objective: Objective::Mse, ranks: Ranks::Uniform, width };
+    let plan =
+        Plan { method, objective: Objective::Mse, ranks: Ranks::Uniform, width, cache: CacheDtype::F32 };
     plan.check(config)?;
     let d_latent = plan.d_latent(config)?;
     let apart = LatentWidth::Split { d_latent_k: d_latent, d_latent_v: d_latent };

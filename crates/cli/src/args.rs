@@ -109,6 +109,8 @@ pub struct InspectArgs {
   shrink convert ./model -o out --calibration org/corpus --calibration-split validation --text-field body
   shrink convert ./model -o out --method cascade --cascade-window 3 --ranks global
   shrink convert ./model -o out --d-latent 128 --no-calibration --dtype bf16
+  shrink convert ./model -o out --target 6.4x --calibration corpus.txt
+  shrink convert ./model -o out --max-ppl-increase 5% --calibration corpus.txt
   shrink convert ./model -o out --dry-run")]
 pub struct ConvertArgs {
     /// The donor: a model folder or hub id
@@ -129,6 +131,24 @@ pub struct ConvertArgs {
     /// Latent width of K and of V (of `joint`: of both together), in place of a ratio
     #[arg(long, value_name = "N", conflicts_with = "compression_ratio", allow_negative_numbers = true)]
     pub d_latent: Option<usize>,
+    /// The donor's cache in bf16 over the new one's, in bytes: rank and bits are chosen together, by measurement
+    #[arg(
+        long,
+        value_name = "RATIO",
+        value_parser = crate::plans::parse_ratio,
+        conflicts_with_all = ["compression_ratio", "d_latent", "no_calibration", "sequential"],
+        allow_negative_numbers = true
+    )]
+    pub target: Option<f64>,
+    /// The smallest cache whose perplexity rises by no more than this, foretold by the KL on held-back text: 5%
+    #[arg(
+        long,
+        value_name = "SHARE",
+        value_parser = crate::plans::parse_share,
+        conflicts_with_all = ["target", "compression_ratio", "d_latent", "no_calibration", "sequential"],
+        allow_negative_numbers = true
+    )]
+    pub max_ppl_increase: Option<f64>,
     /// How to factorise
     #[command(flatten)]
     pub method: MethodArgs,
@@ -211,6 +231,9 @@ pub struct CompareArgs {
     /// decoupled_rope: kept dimensions to compare [default: 64]
     #[arg(long, value_delimiter = ',', value_name = "N,…")]
     pub d_rope: Vec<usize>,
+    /// Types of cached numbers to compare [default: f32]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "DTYPE,…")]
+    pub cache_dtype: Vec<CacheDtype>,
     /// How statistics are gathered
     #[command(flatten)]
     pub statistics: StatisticsArgs,

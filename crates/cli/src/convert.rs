@@ -1,6 +1,6 @@
 //! The conversion from folder to folder: handlers → calib → handlers.
 
-use calib::{Conversion, Method, Objective, Plan, Scratch, Text, Width};
+use calib::{Conversion, Goal, Method, Objective, Plan, Scratch, Search, Text, Width};
 use handlers::{Dtype, FolderPlan, MlaSection, Model, Output, Written, write_folder};
 use mla_core::{CacheDtype, Patch, WeightSource};
 
@@ -16,14 +16,16 @@ pub const MAX_SHARD_BYTES: u64 = 5 << 30;
 pub struct Request {
     /// What is tried; of several the best is kept.
     pub plans: Vec<Plan>,
+    /// What is to be reached by rank and bits together; the plans then say by which methods.
+    pub goal: Option<Goal>,
+    /// What latents may be kept as on the way to a goal.
+    pub dtypes: Vec<CacheDtype>,
     /// How statistics are gathered.
     pub options: calib::Options,
     /// Correct decoders for what they really read, if that measures better.
     pub sequential: bool,
     /// Store the original `W_k` and `W_v` too.
     pub store_original_weights: bool,
-    /// What the cache of the result keeps its numbers as.
-    pub cache_dtype: CacheDtype,
     /// Type of every stored tensor; `None` keeps the donor's, and f32 for the factors.
     pub dtype: Option<Dtype>,
 }
@@ -42,6 +44,11 @@ pub fn factors(
     let text = calibration.map(Calibration::text);
     let mut phases = session.ui.phases();
     let (plans, options, device) = (&request.plans, &request.options, &session.device);
+    if let (Some(goal), Some(text)) = (request.goal, text) {
+        let found = calib::statistics(donor, plans, Some(text), options, device, scratch, &mut phases)?;
+        let search = Search { base: plans, dtypes: &request.dtypes, goal };
+        return Ok(calib::search(donor, &found, search, text.held_back, device, &mut phases)?);
+    }
     let conversion = calib::convert(donor, plans, text, options, device, scratch, &mut phases)?;
     match text {
         Some(text) if request.sequential => {
@@ -99,7 +106,6 @@ pub fn write(
     let config = conversion.factors.config();
     let mut section =
         MlaSection::from_config(plan.method.name(), objective, config, request.store_original_weights);
-    section.set_cache_dtype(request.cache_dtype);
     match plan.method {
         Method::Cascade(cascade) => {
             section.window = Some(cascade.window);

@@ -1,9 +1,9 @@
 //! From the command line to the plans that a conversion tries.
 
-use calib::{Cascade, Objective, Plan, Ranks, Width, Xkv};
-use mla_core::DecoderConfig;
+use calib::{Cascade, Goal, Objective, Plan, Ranks, Width, Xkv};
+use mla_core::{CacheDtype, DecoderConfig};
 
-use crate::args::{self, CompareArgs, Method, MethodArgs, StatisticsArgs};
+use crate::args::{self, CompareArgs, ConvertArgs, Method, MethodArgs, StatisticsArgs};
 use crate::error::UserError;
 
 /// Earlier layers that a cascade reads unless said otherwise.
@@ -12,6 +12,55 @@ pub const CASCADE_WINDOW: usize = 7;
 pub const GROUP_SIZE: usize = 4;
 /// Dimensions that `decoupled_rope` keeps unless said otherwise.
 const D_ROPE: usize = 64;
+
+/// What latents may be kept as where rank and bits are chosen together.
+pub const PLANNED: [CacheDtype; 4] = [CacheDtype::Bf16, CacheDtype::Int8, CacheDtype::Int4, CacheDtype::Int3];
+
+/// What a command line asks a planner for.
+///
+/// # Errors
+/// When it is out of range.
+pub fn goal(args: &ConvertArgs) -> Result<Option<Goal>, UserError> {
+    let flag = |flag, found: f64, expected: &str| {
+        Err(UserError::Flag { flag, found: found.to_string(), expected: expected.into() })
+    };
+    match (args.target, args.max_ppl_increase) {
+        // Written so that NaN is refused too.
+        (Some(target), _) if !(1.0..=1e4).contains(&target) => {
+            flag("--target", target, "1x or more, as in 6.4x")
+        }
+        (Some(target), _) => Ok(Some(Goal::Target(target))),
+        (None, Some(increase)) if !(increase > 0.0 && increase <= 10.0) => {
+            flag("--max-ppl-increase", increase, "more than 0, as in 5% or 0.05")
+        }
+        // On text that the donor foretells as well as it can, what perplexity rises by is what it diverges by.
+        (None, Some(increase)) => Ok(Some(Goal::Divergence(increase.ln_1p()))),
+        (None, None) => Ok(None),
+    }
+}
+
+/// `6.4x` or `6.4`.
+///
+/// # Errors
+/// When it is no number.
+pub fn parse_ratio(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix(['x', 'X']).unwrap_or(text);
+    number.trim().parse().map_err(|_| "a ratio is a number, as in 6.4x".to_owned())
+}
+
+/// `5%` or `0.05`.
+///
+/// # Errors
+/// When it is no number.
+pub fn parse_share(text: &str) -> Result<f64, String> {
+    let (number, unit) = match text.strip_suffix('%') {
+        Some(number) => (number, 100.0),
+        None => (text, 1.0),
+    };
+    let number: f64 =
+        number.trim().parse().map_err(|_| "a share is a number, as in 5% or 0.05".to_owned())?;
+    Ok(number / unit)
+}
 
 /// The width a command line asks for; the model checks it later.
 ///
@@ -36,6 +85,7 @@ pub fn width(ratio: f64, d_latent: Option<usize>) -> Result<Width, UserError> {
 pub fn plans(
     args: &MethodArgs,
     width: Width,
+    cache: CacheDtype,
     calibrated: bool,
     config: &DecoderConfig,
 ) -> Result<Vec<Plan>, UserError> {
@@ -64,7 +114,7 @@ pub fn plans(
     let methods = methods(args, calibrated, config);
     let of = |method: &calib::Method| {
         let method = *method;
-        ranks.iter().map(move |&ranks| Plan { method, objective, ranks, width })
+        ranks.iter().map(move |&ranks| Plan { method, objective, ranks, width, cache })
     };
     Ok(methods.iter().flat_map(of).collect())
 }
@@ -123,6 +173,10 @@ pub fn combinations(
     calibrated: bool,
     config: &DecoderConfig,
 ) -> Result<Vec<Plan>, UserError> {
+    let dtypes = match args.cache_dtype.as_slice() {
+        [] => vec![CacheDtype::F32],
+        given => given.iter().map(|dtype| dtype.dtype()).collect(),
+    };
     let mut all = Vec::new();
     let methods = compared(args, calibrated);
     for &method in methods {
@@ -147,7 +201,9 @@ pub fn combinations(
                                 d_rope,
                                 statistics: args.statistics.clone(),
                             };
-                            all.extend(plans(&one, width, calibrated, config)?);
+                            for &dtype in &dtypes {
+                                all.extend(plans(&one, width, dtype, calibrated, config)?);
+                            }
                         }
                     }
                 }

@@ -2,9 +2,9 @@
 
 use std::path::Path;
 
-use calib::{Conversion, LayerReport, Trial, Width};
+use calib::{Conversion, Goal, LayerReport, Objective, Trial, Width};
 use handlers::{Dtype, Model};
-use mla_core::Patch;
+use mla_core::{CacheDtype, DecoderConfig, Patch};
 use serde_json::{Value, json};
 use train::eval::{TokenBytes, cache_sizes};
 
@@ -35,9 +35,11 @@ pub fn record(
             "held_back_tokens": conversion.held_back_tokens,
         })
     });
-    let asked = match plan.width {
-        Width::Ratio(ratio) => json!({ "compression_ratio": ratio }),
-        Width::Fixed(d_latent) => json!({ "d_latent": d_latent }),
+    let asked = match (request.goal, plan.width) {
+        (Some(Goal::Target(ratio)), _) => json!({ "target": ratio }),
+        (Some(Goal::Divergence(most)), _) => json!({ "max_ppl_increase": most.exp_m1() }),
+        (None, Width::Ratio(ratio)) => json!({ "compression_ratio": ratio }),
+        (None, Width::Fixed(d_latent)) => json!({ "d_latent": d_latent }),
     };
     Ok(json!({
         "shrink_version": env!("CARGO_PKG_VERSION"),
@@ -54,6 +56,8 @@ pub fn record(
         },
         "asked": asked,
         "compression_ratio": conversion.factors.config().compression_ratio(),
+        "cache_dtype": plan.cache.name(),
+        "cache_ratio": calib::cache_ratio(conversion.factors.config()),
         "dtype": request.dtype.map(Dtype::name),
         "calibration": text,
         "sequential": conversion.is_corrected(),
@@ -72,7 +76,10 @@ pub fn trials(conversion: &Conversion) -> Value {
             "objective": trial.plan.objective.name(),
             "ranks": trial.plan.ranks.name(),
             "compression_ratio": trial.compression_ratio,
+            "cache_dtype": trial.plan.cache.name(),
+            "cache_ratio": trial.cache_ratio,
             "discarded": trial.discarded,
+            "predicted": trial.predicted,
             "kl": trial.kl,
             "decode_multiply_adds": trial.decode_cost,
             "chosen": place == conversion.chosen,
@@ -81,18 +88,36 @@ pub fn trials(conversion: &Conversion) -> Value {
     conversion.trials.iter().enumerate().map(trial).collect()
 }
 
+/// The KL to the donor that the Fisher information foretells, to second order: half the loss.
+fn foretold(trial: &Trial) -> Option<f64> {
+    (trial.plan.objective == Objective::Fisher).then_some(trial.predicted / 2.0)
+}
+
 /// The table that a choice was made from.
 pub fn trials_table(conversion: &Conversion) -> String {
     let row = |(place, trial): (usize, &Trial)| {
         vec![
             format!("{}{}", if place == conversion.chosen { "* " } else { "  " }, trial.plan.name()),
             format!("{:.2}x", trial.compression_ratio),
+            format!("{:.2}x", trial.cache_ratio),
+            foretold(trial).map_or("-".into(), |kl| format!("{kl:.4}")),
             trial.kl.map_or("-".into(), |kl| format!("{kl:.4}")),
             format!("{:.1} M", trial.decode_cost as f64 / 1e6),
         ]
     };
     let rows: Vec<_> = conversion.trials.iter().enumerate().map(row).collect();
-    report::table(&["  method, metric, ranks", "cache", "KL to donor", "decode at 4096"], &rows)
+    report::table(
+        &["  method, metric, ranks", "numbers", "cache", "foretold", "KL to donor", "decode at 4096"],
+        &rows,
+    )
+}
+
+/// What the donor and the conversion cache a token, and in what, as people read it.
+pub fn token_bytes(config: &DecoderConfig) -> (TokenBytes, String) {
+    match config.cache_dtype {
+        CacheDtype::F32 => (TokenBytes::plain(config, 2), "16 bit".into()),
+        dtype => (TokenBytes::allocated(config, 2), format!("bf16 -> {}", dtype.name())),
+    }
 }
 
 /// Mean share of the loss that was prevented in keys and in values, over the layers that were converted.
@@ -132,7 +157,8 @@ fn weights_sha256(model: &Model) -> anyhow::Result<String> {
 pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conversion) -> String {
     let config = conversion.factors.config();
     let tokens = 4096;
-    let size = cache_sizes(TokenBytes::plain(config, 2), &[tokens], 1)[0];
+    let (a_token, dtype) = token_bytes(config);
+    let size = cache_sizes(a_token, &[tokens], 1)[0];
     let text = match calibration {
         Some(c) => {
             let names: Vec<&str> = c.source.split(", ").map(|s| s.rsplit('/').next().unwrap_or(s)).collect();
@@ -155,7 +181,7 @@ pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conv
          Made by shrink {version}: attention is Multi-Head Latent Attention, the cache holds latents.\n\n\
          | | |\n|---|---|\n| donor | {title} |\n| method, objective, ranks | {method}, {objective}, {ranks} |\n\
          | calibration | {text} |\n{measured}\
-         | cache of {tokens} tokens, 16 bit | {ours} (donor {theirs}) |\n\
+         | cache of {tokens} tokens, {dtype} | {ours} (donor {theirs}) |\n\
          | energy kept, mean of layers | K {k:.2}%, V {v:.2}% |\n\n\
          Measure it with `shrink eval FOLDER --data heldout.txt --against DONOR`; run it with `shrink generate`. The \
          record of every layer is in `shrink.json`.\n\n\
@@ -163,7 +189,7 @@ pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conv
          donor's architecture and start `W_k` and `W_v` from random numbers, with no more than a warning. The donor's \
          licence applies.\n",
         title = donor.title(),
-        ratio = config.compression_ratio(),
+        ratio = calib::cache_ratio(config),
         version = env!("CARGO_PKG_VERSION"),
         method = conversion.plan.method.name(),
         objective = objective(&conversion.plan, calibration.is_some()),

@@ -66,15 +66,11 @@ impl MlaSection {
             group: None,
             group_size: None,
             d_rope: None,
-            cache_dtype: named(config.cache_dtype),
+            cache_dtype: (config.cache_dtype != CacheDtype::F32)
+                .then(|| config.cache_dtype.name().to_owned()),
             layers: (0..config.n_layers()).map(ranks).collect(),
             store_original_weights,
         }
-    }
-
-    /// What the cache keeps its numbers as unless the user says otherwise.
-    pub fn set_cache_dtype(&mut self, dtype: CacheDtype) {
-        self.cache_dtype = named(dtype);
     }
 
     /// Reads the section, if the configuration has one.
@@ -161,9 +157,4 @@ impl MlaSection {
         config.cache_dtype = dtype.unwrap_or_default();
         config
     }
-}
-
-/// How a folder spells a type; the one that needs no word has none.
-fn named(dtype: CacheDtype) -> Option<String> {
-    (dtype != CacheDtype::F32).then(|| dtype.name().to_owned())
 }

@@ -127,7 +127,7 @@ pub(super) fn fit<S: WeightSource>(
         writer.forget(cascade.first_read(layer + 1));
         observer.step(layer + 1);
     }
-    Ok(Fitted { plan: job.plan, factors: writer.factors, layers })
+    Ok(Fitted { plan: job.plan, factors: writer.factors, layers, noise: 0.0 })
 }
 
 fn report(layer: usize, latents: Latents, found: pass::Found, ranks: &[usize]) -> LayerReport {

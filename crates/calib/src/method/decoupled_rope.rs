@@ -84,7 +84,7 @@ pub(super) fn fit<S: WeightSource>(
         layers.push(LayerReport { layer, key: reports.pop(), value, ..LayerReport::default() });
         observer.step(layer + 1);
     }
-    Ok(Fitted { plan: job.plan, factors, layers })
+    Ok(Fitted { plan: job.plan, factors, layers, noise: 0.0 })
 }
 
 impl Half {

@@ -45,5 +45,5 @@ pub(super) fn fit<S: WeightSource>(job: &Job<'_, S>, observer: &mut dyn Observer
         layers.push(LayerReport { layer, joint, ..LayerReport::default() });
         observer.step(layer + 1);
     }
-    Ok(Fitted { plan: job.plan, factors, layers })
+    Ok(Fitted { plan: job.plan, factors, layers, noise: 0.0 })
 }

@@ -13,8 +13,8 @@ mod xkv;
 pub use sequential::refit;
 
 use burn::tensor::Device;
-use mla_core::WeightSource;
 use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth};
+use mla_core::{CacheDtype, WeightSource};
 
 use crate::balance::balance;
 use crate::error::Error;
@@ -34,14 +34,29 @@ pub struct Fitted {
     pub factors: Factors,
     /// One entry a layer.
     pub layers: Vec<LayerReport>,
+    /// What it would cost if every cached number had an error that varies as much as the number itself, in the unit of the
+    /// metric.
+    pub(crate) noise: f64,
 }
 
 impl Fitted {
+    /// The loss the plan predicts, of what was discarded and of what rounding takes.
+    pub fn predicted(&self) -> f64 {
+        self.discarded() + self.noise * rounding(self.plan.cache)
+    }
+
     /// `Σ Λ` of all that was discarded: the loss the plan predicts, in the unit of its metric (nats for `fisher`, twice
     /// the KL to second order).
     pub fn discarded(&self) -> f64 {
         self.layers.iter().map(LayerReport::discarded).sum()
     }
+}
+
+/// How much a number's error varies, of what the number does: that of even steps, 32 normal numbers of which span 4.1
+/// standard deviations.
+fn rounding(dtype: CacheDtype) -> f64 {
+    let step = |bits: u32| 4.1 / f64::from((1u32 << bits) - 1);
+    dtype.bits().map_or(0.0, |bits| step(bits).powi(2) / 12.0)
 }
 
 /// What every method is given.
@@ -84,7 +99,8 @@ pub fn fit<S: WeightSource>(
         Method::Cascade(cascade) if cascade.window == 0 => separate::fit(&job, observer),
         Method::Cascade(cascade) => cascade::fit(&job, cascade, observer),
     }?;
-    balance(&mut fitted.factors, source, statistics, plan.objective, device)?;
+    fitted.noise = balance(&mut fitted.factors, source, statistics, plan.objective, device)?;
+    fitted.factors.set_cache_dtype(plan.cache);
     Ok(fitted)
 }
 

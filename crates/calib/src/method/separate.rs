@@ -38,7 +38,7 @@ pub(super) fn fit<S: WeightSource>(job: &Job<'_, S>, observer: &mut dyn Observer
         layers.push(write(job, &mut factors, layer, kept, pair(layer))?);
         observer.step(layer + 1);
     }
-    Ok(Fitted { plan: job.plan, factors, layers })
+    Ok(Fitted { plan: job.plan, factors, layers, noise: 0.0 })
 }
 
 /// The spectra of a layer's keys and values.

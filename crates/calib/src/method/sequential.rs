@@ -10,7 +10,8 @@ use std::collections::BTreeMap;
 use burn::tensor::{Device, Tensor};
 use mla_core::decoder::{AttentionKind, LatentWidth, frame};
 use mla_core::{
-    Attention, Block, DecoderConfig, LayerSlot, Matrix, Memory, Padding, Patch, Slot, WeightSource,
+    Attention, Block, CacheDtype, DecoderConfig, LayerSlot, Matrix, Memory, Padding, Patch, Slot,
+    WeightSource,
 };
 
 use super::cascade::Writer;
@@ -47,7 +48,8 @@ pub fn refit<S: WeightSource>(
     let frame = frame(donor, &Padding::none(1), windows.length(), device);
     let mut theirs = Stream::embed(source, windows, device, scratch)?;
     let mut ours = Stream::embed(source, windows, device, scratch)?;
-    let mut memories: Vec<Memory<'static>> = (0..ours.len()).map(|_| Memory::of_pass(config)).collect();
+    let mut memories: Vec<Memory<'static>> =
+        (0..ours.len()).map(|_| Memory::of_pass(&unbalanced(config))).collect();
     let mut refit = Refit {
         old: factors,
         writer: Writer::new(Factors::new(unbalanced(config), scratch), donor.d_kv()),
@@ -83,6 +85,7 @@ pub fn refit<S: WeightSource>(
         (theirs, ours) = (Stream::from_batches(after_theirs), Stream::from_batches(after_ours));
         observer.step(layer + 1);
     }
+    refit.writer.factors.set_cache_dtype(config.cache_dtype);
     Ok(refit.writer.factors)
 }
 
@@ -202,9 +205,10 @@ impl Refit<'_> {
     }
 }
 
-/// The graph without a basis for quantising: it was that of other latents.
+/// The graph without a basis for quantising: it was that of other latents. Decoders are fitted to latents as they are
+/// computed.
 fn unbalanced(config: &DecoderConfig) -> DecoderConfig {
-    let mut config = config.clone();
+    let mut config = DecoderConfig { cache_dtype: CacheDtype::F32, ..config.clone() };
     for layer in &mut config.layers {
         if let AttentionKind::Latent(latent) = &mut layer.attention {
             latent.balanced = false;

@@ -67,7 +67,7 @@ pub(super) fn fit<S: WeightSource>(
         });
         observer.step(layer + 1);
     }
-    Ok(Fitted { plan: job.plan, factors, layers })
+    Ok(Fitted { plan: job.plan, factors, layers, noise: 0.0 })
 }
 
 /// The spectra of the keys and of the values of a group.

@@ -7,7 +7,9 @@ use calib::{
     SINK, Scratch, Statistics, Width, Xkv, fit, stacked,
 };
 use mla_core::decoder::{LatentWidth, frame};
-use mla_core::{Attention, Decoder, LayerSlot, Memory, Padding, Patch, Slot, WeightMap, WeightSource};
+use mla_core::{
+    Attention, CacheDtype, Decoder, LayerSlot, Memory, Padding, Patch, Slot, WeightMap, WeightSource,
+};
 
 use crate::models::Sizes;
 
@@ -40,7 +42,7 @@ pub fn weights(windows: usize, length: usize, sink: f64) -> Vec<f64> {
 }
 
 pub fn plan(method: Method, objective: Objective, ranks: Ranks, ratio: f64) -> Plan {
-    Plan { method, objective, ranks, width: Width::Ratio(ratio) }
+    Plan { method, objective, ranks, width: Width::Ratio(ratio), cache: CacheDtype::F32 }
 }
 
 /// A cascade whose latents of K and V are apart and serve their own layer alone, in the order of the layers: what theory

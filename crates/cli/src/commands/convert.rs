@@ -4,7 +4,7 @@ use calib::{Conversion, Scratch, Width};
 use handlers::{Existing, Output, Written};
 use mla_core::{DecoderConfig, Patch, WeightSource};
 use serde_json::json;
-use train::eval::{TokenBytes, cache_sizes};
+use train::eval::cache_sizes;
 
 use crate::args::{CacheDtype, ConvertArgs, Method, Objective};
 use crate::calibration::Calibration;
@@ -18,7 +18,13 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     if args.output.exists() && !args.force && !args.dry_run {
         return Err(handlers::Error::OutputExists { path: args.output.clone() }.into());
     }
-    let width = plans::width(args.compression_ratio, args.d_latent)?;
+    let goal = plans::goal(args)?;
+    let width = match goal {
+        // What the methods start from; the planner finds its own.
+        Some(_) => Width::Ratio(2.0),
+        None => plans::width(args.compression_ratio, args.d_latent)?,
+    };
+    let cache = args.cache_dtype.map(CacheDtype::dtype);
     plans::check_flags(&args.method)?;
     let fisher = args.method.objective.unwrap_or(match args.calibration.no_calibration {
         true => Objective::Mse,
@@ -30,13 +36,24 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     let donor = session.open(&args.model)?;
     let config = donor.model.config();
     let mut request = convert::Request {
-        plans: plans::plans(&args.method, width, !args.calibration.no_calibration, config)?,
+        plans: plans::plans(
+            &args.method,
+            width,
+            cache.unwrap_or_default(),
+            !args.calibration.no_calibration,
+            config,
+        )?,
+        goal,
+        dtypes: cache.map_or(plans::PLANNED.to_vec(), |dtype| vec![dtype]),
         options,
         sequential: args.sequential,
         store_original_weights: args.store_original_weights,
-        cache_dtype: args.cache_dtype.map(CacheDtype::dtype).unwrap_or_default(),
         dtype: args.dtype.map(crate::args::StoreDtype::dtype),
     };
+    if goal.is_some() && args.method.ranks.is_none() {
+        // Uniform ranks have not been the better ones yet, and a planner fits each plan many times.
+        request.plans.retain(|plan| plan.ranks == calib::Ranks::Global);
+    }
     convert::check(&request, &donor.model)?;
     if args.sequential && args.method.method == Method::Xkv {
         return Err(UserError::Flag {
@@ -87,7 +104,9 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         }
         _ => (convert::factors(session, &donor.model, &request, calibration.as_ref(), &scratch)?, None),
     };
-    note_rounding(session, width, convert::ratio(&conversion));
+    if goal.is_none() {
+        note_rounding(session, width, convert::ratio(&conversion));
+    }
     if conversion.trials.len() > 1 {
         session.ui.note(&format!("\n{}", record::trials_table(&conversion)));
     }
@@ -133,7 +152,8 @@ fn report(
 ) -> anyhow::Result<()> {
     let config = conversion.factors.config();
     let [kept_k, kept_v] = record::energy(&conversion.layers);
-    let size = cache_sizes(TokenBytes::plain(config, 2), &[4096], 1)[0];
+    let (a_token, dtype) = record::token_bytes(config);
+    let size = cache_sizes(a_token, &[4096], 1)[0];
     let objective = convert::objective(&conversion.plan, calibration.is_some());
     let kl = conversion.kl();
     let object = json!({
@@ -145,6 +165,8 @@ fn report(
         "d_kv": config.d_kv(),
         "latent_numbers": (0..config.n_layers()).map(|layer| config.cached_numbers(layer)).collect::<Vec<_>>(),
         "compression_ratio": config.compression_ratio(),
+        "cache_dtype": config.cache_dtype.name(),
+        "cache_ratio": calib::cache_ratio(config),
         "calibration_tokens": conversion.tokens,
         "held_back_tokens": conversion.held_back_tokens,
         "kl": kl,
@@ -167,13 +189,13 @@ fn report(
         "{out}: {method}, {objective}, {ranks} ranks\n\
          {n} layers, {widths}, cache {ratio:.2}x smaller\n\
          energy kept: K {k:.2}%, V {v:.2}% (mean of layers)\n{measured}\
-         cache of 4096 tokens, 16 bit: {theirs} -> {ours}\n",
+         cache of 4096 tokens, {dtype}: {theirs} -> {ours}\n",
         out = args.output.display(),
         method = conversion.plan.method.name(),
         ranks = conversion.plan.ranks.name(),
         n = config.n_layers(),
         widths = widths(config),
-        ratio = config.compression_ratio(),
+        ratio = calib::cache_ratio(config),
         k = 100.0 * kept_k,
         v = 100.0 * kept_v,
         theirs = report::bytes(size.donor_bytes),

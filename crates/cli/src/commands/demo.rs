@@ -6,7 +6,7 @@ use calib::linalg::Mat64;
 use calib::{Cascade, DEFAULT_MEMORY_BYTES, Method, Objective, Plan, Ranks, Scratch, Width};
 use handlers::{Model, Tokenizer};
 use mla_core::generate::{GenerateOptions, Sampling, generate};
-use mla_core::{Decoder, DecoderConfig, LayerSlot, Padding, Patch, Slot, WeightSource};
+use mla_core::{CacheDtype, Decoder, DecoderConfig, LayerSlot, Padding, Patch, Slot, WeightSource};
 use serde_json::json;
 use train::eval::{Pass, Windowing, compare};
 
@@ -44,8 +44,13 @@ struct Line {
 /// What is shown: the plain way, and shrink's own, at the same cache bytes.
 fn plans(config: &DecoderConfig) -> Vec<Plan> {
     let cascade = Method::Cascade(Cascade::of_window(config.n_layers() - 1));
-    let plan =
-        |method, objective, ranks, ratio| Plan { method, objective, ranks, width: Width::Ratio(ratio) };
+    let plan = |method, objective, ranks, ratio| Plan {
+        method,
+        objective,
+        ranks,
+        width: Width::Ratio(ratio),
+        cache: CacheDtype::F32,
+    };
     let both = |ratio| {
         [
             plan(Method::Separate, Objective::Mse, Ranks::Uniform, ratio),
