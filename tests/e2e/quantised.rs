@@ -185,3 +185,48 @@ fn goals_that_are_none() {
     convert(&[&["--max-ppl-increase", "0.0001%"], &bf16[..]].concat())
         .refused("the least KL to the donor at 1.5x");
 }
+
+#[test]
+fn a_folder_cut_short_is_one_converted_at_that_ratio() {
+    let (donor, text) = (golden("llama"), golden("demo/calibration.txt"));
+    for (method, ranks) in [("separate", "uniform"), ("separate", "global"), ("joint", "global")] {
+        let scratch = Scratch::new();
+        let convert = |name: &str, ratio: &str| {
+            let out = scratch.path(name);
+            let args = ["convert", &donor, "-o", &out, "-r", ratio, "--method", method, "--ranks", ranks];
+            let few =
+                ["--calibration", &text, "--num-calibration-samples", "16", "--max-calibration-length", "32"];
+            shrink(&[&args[..], &few].concat()).text();
+            out
+        };
+        let (wide, narrow) = (convert("wide", "1.5"), convert("narrow", "4"));
+        for dtype in ["f32", "int4"] {
+            let own = eval(&narrow, &["--cache-dtype", dtype]);
+            let cut = eval(&wide, &["--cache-dtype", dtype, "--compression-ratio", "4"]);
+            assert_eq!(cut["cache"], own["cache"], "{method} {ranks}");
+            assert_close(number(&cut, "perplexity"), number(&own, "perplexity"), 2e-3);
+        }
+        let args = ["generate", &wide, "--prompt", "The", "--max-new-tokens", "12", "--json"];
+        let cut = shrink(&[&args[..], &["-r", "4"]].concat()).json();
+        let args = ["generate", &narrow, "--prompt", "The", "--max-new-tokens", "12", "--json"];
+        let own = shrink(&args).json();
+        assert_eq!(cut["completions"], own["completions"], "{method} {ranks}");
+    }
+}
+
+#[test]
+fn what_cannot_be_cut_short_is_refused() {
+    let scratch = Scratch::new();
+    let heldout = golden("demo/heldout.txt");
+    let cut = |model: &str, ratio: &str| {
+        shrink(&["eval", model, "--data", &heldout, "--max-length", "40", "--compression-ratio", ratio])
+    };
+    let cascade = converted(&scratch, "llama", &["--method", "cascade"]);
+    cut(&cascade, "4").refused("the latents of layer 0 cannot be cut short");
+    let half = converted(&scratch, "qwen2", &["--method", "separate", "--ranks", "uniform"]);
+    cut(&half, "0.9").refused("--compression-ratio is 0.9, expected 1.00, the folder's, to d_kv = 16");
+    cut(&half, "99").refused("--compression-ratio is 99, expected 1.00, the folder's, to d_kv = 16");
+    std::fs::remove_file(scratch.path("qwen2/shrink.json")).expect("a record");
+    cut(&half, "2").refused("has no shrink.json with the spectra of its layers");
+    cut(&golden("llama"), "2").refused("has no shrink.json with the spectra of its layers");
+}

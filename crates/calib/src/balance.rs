@@ -140,6 +140,31 @@ fn balanced(moment: &Mat64, cost: &Mat64) -> Result<(Mat64, f64), Error> {
     Ok((basis, trace * trace))
 }
 
+/// The second moment of the errors that even steps make of a latent in its balanced basis, where each number's error varies
+/// as much as the number does: `mean(S) · B⁻¹ B⁻ᵀ`.
+///
+/// # Errors
+/// When an eigendecomposition does not converge.
+pub(crate) fn rounding_moment(moment: &Mat64, cost: &Mat64) -> Result<Mat64, Error> {
+    let (values, vectors) = eigh(moment)?;
+    let floor = LEAST * values[0].max(f64::MIN_POSITIVE);
+    let mut half = vectors.transpose();
+    let width = half.cols;
+    for (row, value) in half.data.chunks_exact_mut(width).zip(&values) {
+        row.iter_mut().for_each(|x| *x *= value.max(floor).sqrt());
+    }
+    let (squares, rotation) = eigh(&half.dot(cost).dot(&half.transpose()).symmetrised())?;
+    let floor = LEAST * squares[0].max(f64::MIN_POSITIVE);
+    let mean = squares.iter().map(|square| square.max(floor).sqrt()).sum::<f64>() / width as f64;
+    // B⁻¹ = L U S^{−½}, a column a direction.
+    let mut rows = rotation.transpose().dot(&half);
+    for (row, square) in rows.data.chunks_exact_mut(width).zip(&squares) {
+        let scale = square.max(floor).powf(-0.25) * mean.sqrt();
+        row.iter_mut().for_each(|x| *x *= scale);
+    }
+    Ok(rows.transpose().dot(&rows))
+}
+
 /// Adds `partᵀ part`.
 fn add(cost: &mut Option<Mat64>, part: &Mat64) {
     let gram = part.transpose().dot(part);
@@ -253,6 +278,14 @@ mod tests {
             }
             assert!(loss(&Mat64::identity(size), &moment, &cost) >= least * (1.0 - 1e-9));
         }
+    }
+
+    #[test]
+    fn errors_of_rounding_cost_what_the_balanced_basis_foretells() {
+        let (moment, cost) = (positive(6, 3), positive(6, 4));
+        let (_, foretold) = balanced(&moment, &cost).unwrap();
+        let found = rounding_moment(&moment, &cost).unwrap().dot(&cost).trace();
+        assert!((found * 6.0 / foretold - 1.0).abs() < 1e-8, "{found} {foretold}");
     }
 
     #[test]

@@ -91,6 +91,24 @@ pub enum Error {
         /// The smallest ratio that is tried.
         ratio: f64,
     },
+    /// Latents that are not in the order of what they prevent.
+    #[error(
+        "the latents of layer {layer} cannot be cut short: they are not in the order of what they prevent"
+    )]
+    NotNested {
+        /// The layer.
+        layer: usize,
+    },
+    /// A ratio below the one that a folder was converted at.
+    #[error("layer {layer} caches {found} numbers, and {wanted} are asked for")]
+    Wider {
+        /// The layer.
+        layer: usize,
+        /// What was asked for.
+        wanted: usize,
+        /// What there is.
+        found: usize,
+    },
     /// Calibration text of no token.
     #[error("the calibration text is empty")]
     EmptyText,
@@ -180,6 +198,12 @@ impl Error {
             Error::Unreachable { .. } => "lower --target, or leave --cache-dtype and --method out".into(),
             Error::Divergence { .. } => {
                 "allow more, calibrate on more text, or convert at a ratio of your own and measure".into()
+            }
+            Error::NotNested { .. } => {
+                "separate and joint can be cut short; convert the donor again at the ratio you want".into()
+            }
+            Error::Wider { .. } => {
+                "ask for a larger ratio than the folder's, or convert the donor again".into()
             }
             Error::EmptyText => "give windows of at least two tokens".into(),
             Error::Fisher { .. } => "see FisherOptions for what each number counts".into(),

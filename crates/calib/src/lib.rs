@@ -26,6 +26,7 @@ mod report;
 mod scratch;
 mod statistics;
 mod sweep;
+mod truncate;
 
 pub use convert::{
     AS_GOOD, COST_CONTEXT, Conversion, FISHER_WINDOWS, Options, SINK, Text, Trial, choose, convert, correct,
@@ -48,3 +49,4 @@ pub use report::{LayerReport, MeasuredError, SpectrumReport};
 pub use scratch::{DEFAULT_MEMORY_BYTES, Scratch, StoredMatrix};
 pub use statistics::{Needs, Statistics, stacked};
 pub use sweep::{Keep, Observer, Stream, Windows, sweep};
+pub use truncate::{ranks_of, truncate};

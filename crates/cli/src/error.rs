@@ -83,6 +83,12 @@ pub enum UserError {
         /// The type.
         dtype: &'static str,
     },
+    /// A folder without a record of its spectra.
+    #[error("{} has no shrink.json with the spectra of its layers", path.display())]
+    NoSpectra {
+        /// The folder.
+        path: std::path::PathBuf,
+    },
     /// A folder that is a donor where a converted one is needed.
     #[error("{path} is not a converted model: its config.json has no `mla` section")]
     NotConverted {
@@ -169,6 +175,7 @@ impl UserError {
             }
             UserError::CalibrationDataset { source, .. } => return Some(dataset_hint(source)),
             UserError::Device { hint, .. } => hint.clone(),
+            UserError::NoSpectra { .. } => "convert the donor again at the ratio you want".into(),
             UserError::NoLatents { .. } => {
                 "take f16 or bf16; or shrink convert --compression-ratio 1, which has latents as wide as keys and values".into()
             }

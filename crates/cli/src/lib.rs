@@ -12,6 +12,7 @@ pub mod plans;
 mod record;
 mod report;
 pub mod session;
+mod shorter;
 mod training;
 mod ui;
 

@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use burn::tensor::Device;
+use calib::Factors;
 use handlers::hub::{Hub, ModelFolder, Need};
 use handlers::{Model, Registry};
-use mla_core::{Decoder, SourceError, WeightSource};
+use mla_core::{Decoder, Patch, SourceError, WeightSource};
 use serde_json::Value;
 
 use crate::args::{CacheArgs, CacheDtype, Global};
 use crate::error::UserError;
+use crate::shorter::shorter;
 use crate::ui::Ui;
 
 /// One run of the program.
@@ -33,6 +35,8 @@ pub struct Opened {
     pub found: ModelFolder,
     /// The model.
     pub model: Model,
+    /// What stands in the place of its latent matrices, where its latents are cut short.
+    pub shorter: Option<Factors>,
 }
 
 impl Opened {
@@ -107,7 +111,7 @@ impl Session {
         if let [first, ..] = model.unused() {
             self.ui.note(&format!("note: {} tensor(s) not used, the first is {first}", model.unused().len()));
         }
-        Ok(Opened { found, model })
+        Ok(Opened { found, model, shorter: None })
     }
 
     /// As [`open`](Self::open), to be run with a cache as asked for.
@@ -116,7 +120,15 @@ impl Session {
     /// As [`open`](Self::open), and when integers are asked for and there are no latents.
     pub fn open_to_run(&self, name: &str, cache: CacheArgs) -> anyhow::Result<Opened> {
         let mut opened = self.open(name)?;
-        let Some(dtype) = cache.cache_dtype.map(CacheDtype::dtype) else { return Ok(opened) };
+        self.keep_cache_as(&mut opened, cache)?;
+        if let Some(ratio) = cache.compression_ratio {
+            opened.shorter = Some(shorter(self, &opened.model, ratio)?);
+        }
+        Ok(opened)
+    }
+
+    fn keep_cache_as(&self, opened: &mut Opened, cache: CacheArgs) -> anyhow::Result<()> {
+        let Some(dtype) = cache.cache_dtype.map(CacheDtype::dtype) else { return Ok(()) };
         let config = opened.model.config();
         let latents: Vec<_> = (0..config.n_layers()).filter_map(|layer| config.latent(layer)).collect();
         if dtype.bits().is_some() {
@@ -132,7 +144,18 @@ impl Session {
             }
         }
         opened.model.set_cache_dtype(dtype);
-        Ok(opened)
+        Ok(())
+    }
+
+    /// Loads every weight of an opened model, its latents cut short where that was asked for.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_opened(&self, opened: &Opened) -> anyhow::Result<Decoder> {
+        match &opened.shorter {
+            None => self.load(&opened.model),
+            Some(shorter) => self.loading(|| Decoder::load(&shorter.over(&opened.model), &self.device)),
+        }
     }
 
     /// Loads every weight of an opened model.

@@ -2,13 +2,15 @@
 //!
 //! Each drives `shrink` as a user would, with its `--json`, and never looks inside. `quality` is perplexity against cache
 //! bytes, `convert` the time and memory of a conversion, `big` both at the size of Qwen2.5-7B. `stiefel` and `train` time the
-//! optimiser's example and a step of training beside the Python packages that do the same, `decode` tokens a second.
+//! optimiser's example and a step of training beside the Python packages that do the same, `decode` tokens a second, `plan` is
+//! what the planner of rank and bits chooses.
 
 mod big;
 mod convert;
 mod decode;
 mod markdown;
 mod peer;
+mod plan;
 mod quality;
 mod recovery;
 mod run;
@@ -48,6 +50,8 @@ pub enum Bench {
     Recovery(recovery::Request),
     /// Tokens a second and memory of dense and latent caches beside transformers and cacheshrink: decode.json, decode.md
     Decode(decode::Request),
+    /// Perplexity of what --target chooses, at several sizes of the cache: plan.json, plan.md
+    Plan(plan::Request),
     /// A step of training beside cacheshrink's: train.json, train.md
     Train(train::Request),
 }
@@ -84,6 +88,7 @@ pub fn run(workspace: &Workspace, bench: &Bench) -> Result<bool> {
         Bench::Stiefel(request) => stiefel::run(workspace, request),
         Bench::Recovery(request) => recovery::run(workspace, request).map(|()| true),
         Bench::Decode(request) => decode::run(workspace, request),
+        Bench::Plan(request) => plan::run(workspace, request),
         Bench::Train(request) => train::run(workspace, request),
     }
 }

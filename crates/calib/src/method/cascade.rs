@@ -11,7 +11,9 @@
 //!    is met ([`threshold`]);
 //! 5. a latent serves not only its own layer but those that read it: alternately, the decoders for the latents and each
 //!    latent for the decoders ([`refine`]);
-//! 6. Stiefel form ([`write`]).
+//! 6. for a cache of few bits, the decoders once more, for latents that are read with the errors of rounding: `E[c cᵀ]` gains
+//!    their moment, so that no decoder leans on small differences of latents;
+//! 7. Stiefel form ([`write`]).
 //!
 //! The moments are used unwhitened, with the root S folded into the projections: `P_i S_i`.
 
@@ -23,7 +25,7 @@ mod write;
 use mla_core::WeightSource;
 use mla_core::decoder::{LatentConfig, LatentWidth};
 
-use super::{Fitted, Job, split};
+use super::{Fitted, Job, rounding, split};
 use crate::error::Error;
 use crate::linalg::Mat64;
 use crate::metric::{KeptMetric, Metric};
@@ -114,8 +116,12 @@ pub(super) fn fit<S: WeightSource>(
         Some(LatentConfig { reads_from, ..LatentConfig::alone(layer, width(layer)) })
     };
     let mut writer = Writer::new(job.factors(latent), d_kv);
+    let noise = match rounding(job.plan.cache) {
+        0.0 => Vec::new(),
+        share => refine::rounding_moments(job.statistics, &roots, cascade, &projections, share)?,
+    };
     observer.phase("factors", n_layers);
-    let mut pass = Pass::new(job.statistics, cascade);
+    let mut pass = Pass::new(job.statistics, cascade).with_noise(&noise);
     for layer in 0..n_layers {
         let metrics = roots[layer].load()?;
         pass.layer(layer, &metrics, projections[layer].rule()?)?;

@@ -12,6 +12,9 @@ pub struct CacheArgs {
     /// What the cache keeps its numbers as; the integers are of latents [default: the folder's, else f32]
     #[arg(long, value_enum, value_name = "DTYPE")]
     pub cache_dtype: Option<CacheDtype>,
+    /// Cut the latents of a converted folder short, to a larger ratio than it was converted at (separate and joint)
+    #[arg(long, short = 'r', alias = "ratio", value_name = "RATIO", allow_negative_numbers = true)]
+    pub compression_ratio: Option<f64>,
 }
 
 /// What a cached number is kept as.

@@ -72,7 +72,7 @@ pub fn run(session: &Session, args: &BenchArgs) -> anyhow::Result<()> {
     };
     fits("--prefill", &args.prefill, longest)?;
     fits("--context", &args.context, longest.saturating_sub(args.repeat + 1))?;
-    let decoder = session.load(&opened.model)?;
+    let decoder = session.load_opened(&opened)?;
     let passes = (args.prefill.len() + args.context.len()) * args.batch_size.len();
     let mut task = session.ui.task("measuring", passes as u64);
     let mut rows = Vec::with_capacity(passes);
@@ -90,7 +90,7 @@ pub fn run(session: &Session, args: &BenchArgs) -> anyhow::Result<()> {
     let header = ["", "tokens", "batch", "ms a pass", "tokens/s", "cache"];
     let text = table(&header, &rows.iter().map(Row::cells).collect::<Vec<_>>());
     let object = json!({
-        "compression_ratio": opened.model.config().compression_ratio(),
+        "compression_ratio": decoder.config().compression_ratio(),
         "repeat": args.repeat,
         "measured": rows.iter().map(Row::json).collect::<Vec<_>>(),
     });

@@ -15,7 +15,7 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
     let opened = session.open_to_run(&args.model, args.cache)?;
     let tokens = session.tokens(&opened.model, &args.data, &args.text_field)?;
     let donor = args.against.as_deref().map(|name| session.open(name)).transpose()?;
-    let model = session.load(&opened.model)?;
+    let model = session.load_opened(&opened)?;
     let pass = if args.through_cache { Pass::ThroughCache } else { Pass::Full };
 
     let beside = |opened: Opened| session.load_beside(&opened.model, &model).map(|donor| (opened, donor));

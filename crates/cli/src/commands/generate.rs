@@ -18,7 +18,7 @@ pub fn run(session: &Session, args: &GenerateArgs) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::open(opened.model.folder())?;
     let prompts: Vec<String> = args.prompt.iter().map(|p| read_prompt(p)).collect::<Result<_, _>>()?;
     let ids: Vec<Vec<u32>> = prompts.iter().map(|p| tokenizer.encode_prompt(p)).collect::<Result<_, _>>()?;
-    let decoder = session.load(&opened.model)?;
+    let decoder = session.load_opened(&opened)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         sampling,

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::linalg::{Mat64, eigh, solve};
 use crate::metric::Metric;
 use crate::plan::{Cascade, Latents};
+use crate::scratch::StoredMatrix;
 use crate::statistics::Statistics;
 
 /// Share of the mean diagonal added to `E[c cᵀ]` before it is inverted.
@@ -46,6 +47,8 @@ pub(super) struct Pass<'a> {
     reads: Vec<(usize, Vec<usize>)>,
     /// What the last decoder leaves of keys and of values.
     left: [f64; 2],
+    /// The second moments of the errors with which latents are read.
+    noise: &'a [StoredMatrix],
 }
 
 struct Latent {
@@ -82,7 +85,13 @@ impl<'a> Pass<'a> {
             targets: Vec::new(),
             reads: Vec::new(),
             left: [0.0; 2],
+            noise: &[],
         }
+    }
+
+    /// For latents that are read with errors of these second moments, one a layer: decoders then lean on them less.
+    pub(super) fn with_noise(self, noise: &'a [StoredMatrix]) -> Self {
+        Self { noise, ..self }
     }
 
     /// Steps 1 and 2: the innovation of a layer and its own latent.
@@ -107,7 +116,11 @@ impl<'a> Pass<'a> {
         for (j, raw) in (first..i).zip(crossed) {
             self.moments.insert((i, j), projection.dot(&raw));
         }
-        self.moments.insert((i, i), projection.dot(&own).dot(&projection.transpose()).symmetrised());
+        let mut moment = projection.dot(&own).dot(&projection.transpose()).symmetrised();
+        if let Some(noise) = self.noise.get(i) {
+            moment.add(&noise.load()?);
+        }
+        self.moments.insert((i, i), moment);
         self.latents.insert(i, Latent { projection, ranks: found.ranks.clone() });
         Ok(found)
     }

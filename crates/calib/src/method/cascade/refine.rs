@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 
 use super::pass::{Pass, RIDGE, whiten, whiten_moment};
 use super::{Projection, Roots};
+use crate::balance::rounding_moment;
 use crate::error::Error;
 use crate::linalg::{Mat64, solve};
 use crate::plan::{Cascade, Latents};
@@ -58,6 +59,40 @@ pub(super) fn refine(
         }
     }
     Ok(())
+}
+
+/// The second moments of the errors that rounding makes of each latent, where a number's error varies `share` as much as the
+/// number does.
+pub(super) fn rounding_moments(
+    statistics: &Statistics,
+    roots: &[Roots],
+    cascade: Cascade,
+    projections: &[Projection],
+    share: f64,
+) -> Result<Vec<StoredMatrix>, Error> {
+    let decoders = decoders(statistics, roots, cascade, projections)?;
+    let mut noise = Vec::with_capacity(roots.len());
+    for (i, projection) in projections.iter().enumerate() {
+        let p = projection.load()?;
+        let mut cost = Mat64::zeros(p.rows, p.rows);
+        for l in (i..roots.len().min(i + cascade.window + 1)).filter(|&l| cascade.first_read(l) <= i) {
+            if let Some(block) = decoders[l].block(i)? {
+                cost.add(&block.transpose().dot(&block));
+            }
+        }
+        let moment = p.dot(&statistics.typical_moment(i)?).dot(&p.transpose()).symmetrised();
+        let mut found = Mat64::zeros(p.rows, p.rows);
+        let mut first = 0;
+        for &rank in &projection.ranks {
+            let place = first..first + rank;
+            let [moment, cost] = [&moment, &cost].map(|matrix| matrix.block(place.clone(), place.clone()));
+            found.place(first, first, &rounding_moment(&moment, &cost)?);
+            first += rank;
+        }
+        found.scale(share);
+        noise.push(statistics.scratch().keep_matrix(found)?);
+    }
+    Ok(noise)
 }
 
 /// The best decoder of every layer for the latents as they are.

@@ -1,4 +1,4 @@
-//! Step 6, layer by layer: what K and V read from their own latent becomes orthonormal by QR; its R goes into the latent
+//! Step 7, layer by layer: what K and V read from their own latent becomes orthonormal by QR; its R goes into the latent
 //! and out of what others read of it. The cross terms stay free.
 
 use std::collections::BTreeMap;

@@ -1,0 +1,60 @@
+//! A converted folder at a larger ratio: the ranks that a conversion would have given it, by the record beside it.
+
+use calib::{
+    DEFAULT_MEMORY_BYTES, Factors, Method, Objective, Plan, Ranks, Scratch, Width, ranks_of, truncate,
+};
+use handlers::Model;
+use mla_core::{CacheDtype, DecoderConfig, WeightSource};
+use serde_json::Value;
+
+use crate::error::UserError;
+use crate::session::Session;
+
+/// The factors of a model whose latents are cut short.
+///
+/// # Errors
+/// When its latents are in no such order, the ratio is below the folder's, or the folder has no record of its spectra.
+pub fn shorter(session: &Session, model: &Model, ratio: f64) -> anyhow::Result<Factors> {
+    let config = model.config();
+    let unknown = || UserError::NoSpectra { path: model.folder().to_path_buf() };
+    let record = std::fs::read_to_string(model.folder().join("shrink.json")).map_err(|_| unknown())?;
+    let record: Value = serde_json::from_str(&record).map_err(|_| unknown())?;
+    let donor = config.donor();
+    if !(config.compression_ratio()..=donor.d_kv() as f64).contains(&ratio) {
+        return Err(UserError::Flag {
+            flag: "--compression-ratio",
+            found: ratio.to_string(),
+            expected: format!("{:.2}, the folder's, to d_kv = {}", config.compression_ratio(), donor.d_kv()),
+        }
+        .into());
+    }
+    let plan = Plan {
+        method: if record["method"] == "joint" { Method::Joint } else { Method::Separate },
+        objective: Objective::Mse,
+        ranks: if record["ranks"] == "global" { Ranks::Global } else { Ranks::Uniform },
+        width: Width::Ratio(ratio),
+        cache: CacheDtype::F32,
+    };
+    let spectra = spectra(&record, config).ok_or_else(unknown)?;
+    let ranks = ranks_of(&plan, &donor, &spectra)?;
+    if !record["training"].is_null() {
+        session
+            .ui
+            .note("note: the folder was trained; cut short it is not what training at this ratio would give");
+    }
+    let scratch = Scratch::new(DEFAULT_MEMORY_BYTES, std::env::temp_dir());
+    Ok(truncate(model, &ranks, &session.device, &scratch)?)
+}
+
+/// The spectra of the parts of every layer's latent, as `shrink.json` records them.
+fn spectra(record: &Value, config: &DecoderConfig) -> Option<Vec<Vec<Vec<f64>>>> {
+    let layers = record["layers"].as_array().filter(|layers| layers.len() == config.n_layers())?;
+    let one = |part: &Value| -> Option<Vec<f64>> {
+        part["spectrum"].as_array()?.iter().map(Value::as_f64).collect()
+    };
+    let layer = |layer: &Value| -> Option<Vec<Vec<f64>>> {
+        let parts = if layer["joint"].is_null() { &["key", "value"][..] } else { &["joint"] };
+        parts.iter().map(|&part| one(&layer[part])).collect()
+    };
+    layers.iter().map(layer).collect()
+}
