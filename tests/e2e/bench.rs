@@ -32,6 +32,24 @@ fn every_context_batch_and_prompt_is_measured() {
 }
 
 #[test]
+fn a_cache_of_fewer_bits_is_measured_as_it_is_allocated() {
+    let scratch = Scratch::new();
+    let half = scratch.path("half");
+    shrink(&["convert", &golden("llama"), "-o", &half, "-r", "2", "--no-calibration"]).text();
+    let asked = ["bench", &half, "--context", "16", "--repeat", "1", "--json", "--cache-dtype"];
+    let bytes = |dtype: &str| {
+        let found = shrink(&[&asked[..], &[dtype]].concat()).json();
+        number(&found["measured"][0], "cache_bytes")
+    };
+    let [f32, bf16, int8, int4] = ["f32", "bf16", "int8", "int4"].map(bytes);
+    // 18 tokens of 3 layers with 16 + 16 numbers: two groups, a word each, and the codes.
+    assert_eq!(
+        [f32, bf16, int8, int4],
+        [32 * 4, 32 * 2, 2 * 4 + 32, 2 * 4 + 16].map(|n| f64::from(18 * 3 * n))
+    );
+}
+
+#[test]
 fn a_context_beyond_the_positions_is_refused() {
     let model = golden("gpt2");
     shrink(&["bench", &model, "--context", "8,40", "--repeat", "8"])

@@ -37,6 +37,16 @@ impl<const D: usize, K: Basic> Buffer<D, K> {
         self.data().clone().narrow(D - 2, tokens.start, tokens.len())
     }
 
+    /// As it was allocated.
+    pub(super) fn shape(&self) -> [usize; D] {
+        self.data().dims()
+    }
+
+    /// Where it lies.
+    pub(super) fn device(&self) -> Device {
+        self.data().device()
+    }
+
     /// Bytes allocated.
     pub(super) fn bytes(&self) -> usize {
         self.data().shape().num_elements() * self.data().dtype().size()
@@ -59,9 +69,9 @@ impl<const D: usize> Buffer<D> {
 
     /// Random numbers in the shape of the first `tokens` tokens.
     pub(super) fn random(&self, tokens: usize) -> Tensor<D> {
-        let mut shape: [usize; D] = self.data().dims();
+        let mut shape = self.shape();
         shape[D - 2] = tokens;
-        Tensor::random(shape, Distribution::Normal(0.0, 1.0), &self.data().device())
+        Tensor::random(shape, Distribution::Normal(0.0, 1.0), &self.device())
     }
 }
 

@@ -104,11 +104,10 @@ impl LatentCache {
         match self {
             LatentCache::Float(buffer) => buffer.append_rounded(0, buffer.random(tokens)),
             LatentCache::Packed(packing, words) => {
+                let ([batch, _, _], device) = (words.shape(), words.device());
                 // A thousand tokens at a time: before they are packed they take many times the room.
                 for start in (0..tokens).step_by(1024) {
-                    let [batch, _, _] = words.tokens(0..0).dims();
                     let shape = [batch, (tokens - start).min(1024), packing.width()];
-                    let device = words.tokens(0..0).device();
                     let random = Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device);
                     words.append(start, packing.pack_tensor(random));
                 }

@@ -180,17 +180,33 @@ fn head_of(head: i32) -> [f32; 2] {
 /// `N` codes at a time, which lie within 32 bits.
 #[inline(always)]
 fn codes_of<const BITS: usize, const N: usize>(words: &[i32], row: &mut [f32]) {
-    let mask = (1u32 << BITS) - 1;
-    for (at, row) in row.chunks_mut(N).enumerate() {
+    let mask = (1i32 << BITS) - 1;
+    let codes = |at: usize| {
         let (word, shift) = (at * N * BITS / WORD, at * N * BITS % WORD);
-        let low = u64::from(words[word].cast_unsigned());
-        let high = words.get(word + 1).map_or(0, |&word| u64::from(word.cast_unsigned()));
-        let window = ((low | (high << WORD)) >> shift) as u32;
-        let mut numbers = [0.0; N];
-        for (lane, number) in numbers.iter_mut().enumerate() {
-            *number = ((window >> (lane * BITS)) & mask) as f32;
-        }
-        row.copy_from_slice(&numbers[..row.len()]);
+        let window = match shift + N * BITS > WORD {
+            false => words[word].cast_unsigned() >> shift,
+            true => {
+                (words[word].cast_unsigned() >> shift) | (words[word + 1].cast_unsigned() << (WORD - shift))
+            }
+        };
+        // Signed, since that is what processors turn into floating-point numbers.
+        std::array::from_fn::<f32, N, _>(|lane| ((window >> (lane * BITS)).cast_signed() & mask) as f32)
+    };
+    let (chunks, rest) = row.as_chunks_mut::<N>();
+    let whole = chunks.len();
+    for (at, chunk) in chunks.iter_mut().enumerate() {
+        *chunk = codes(at);
+    }
+    if !rest.is_empty() {
+        // The last window may lie beyond the last word.
+        let last = |code: usize| {
+            let (word, shift) = (code * BITS / WORD, code * BITS % WORD);
+            let low = words[word].cast_unsigned() >> shift;
+            let beyond = (shift + BITS).saturating_sub(WORD);
+            let high = if beyond > 0 { words[word + 1].cast_unsigned() << (BITS - beyond) } else { 0 };
+            ((low | high).cast_signed() & mask) as f32
+        };
+        rest.iter_mut().enumerate().for_each(|(at, x)| *x = last(whole * N + at));
     }
 }
 
