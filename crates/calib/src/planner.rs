@@ -22,7 +22,7 @@ use crate::sweep::Observer;
 /// Types that the methods with a window try.
 const TRIED_WITH_WINDOW: usize = 2;
 /// How far below the bytes that were asked for a plan may stay, as a share, before it is fitted again with more numbers.
-const SLACK: f64 = 0.01;
+const SLACK: f64 = 0.02;
 /// Fits of a plan at most until its bytes are right.
 const FITS: usize = 4;
 /// Ratios among which the largest is looked for whose loss is small enough.
@@ -107,8 +107,9 @@ impl<S: WeightSource> Planner<'_, S> {
         let first = self.tried.len();
         let (windowed, alone): (Vec<Plan>, Vec<Plan>) =
             self.base.iter().partition(|plan| plan.method.window() > 0);
+        let config = self.statistics.config();
         let mut ratios: Vec<(CacheDtype, f64)> =
-            self.dtypes.iter().map(|&dtype| (dtype, target / per_number(dtype))).collect();
+            self.dtypes.iter().map(|&dtype| (dtype, foretold_ratio(config, dtype, target))).collect();
         if !alone.is_empty() {
             self.try_all(&alone, &ratios, target, observer)?;
             // The ratios that came out, of the best types first.
@@ -215,12 +216,17 @@ impl Tried {
     }
 }
 
-/// Bytes of 16-bit numbers over those of this type, scales and offsets of groups of 32 included.
-fn per_number(dtype: CacheDtype) -> f64 {
-    match dtype.bits() {
-        None => 2.0 / dtype.dense_bytes(1) as f64,
-        Some(bits) => 16.0 / (f64::from(bits) + 1.0),
-    }
+/// The ratio of numbers that comes to `target` in bytes, about: of a layer's bytes half a word goes to rounding up, and a
+/// number takes a bit more than its own for the scale and the offset of its group of 32.
+fn foretold_ratio(config: &DecoderConfig, dtype: CacheDtype, target: f64) -> f64 {
+    let numbers = 2.0 * config.d_kv() as f64;
+    let bytes = 2.0 * numbers / target;
+    let kept = match dtype.bits() {
+        None => bytes / dtype.dense_bytes(1) as f64,
+        Some(bits) => (bytes - 2.0).max(1.0) * 8.0 / (f64::from(bits) + 1.0),
+    };
+    // Whole numbers are rounded down, so what is aimed for is reached; group sizes are not quite 32.
+    1.002 * numbers / kept
 }
 
 fn ratio_of(plan: &Plan) -> f64 {

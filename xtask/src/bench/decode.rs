@@ -60,6 +60,7 @@ enum Side {
     Dense,
     Latent2,
     Latent4,
+    Int4,
     TorchF32,
     TorchBf16,
     Cacheshrink,
@@ -106,7 +107,8 @@ impl Subject {
 
     /// cacheshrink serves no conversion of a GPT-2 whose positions are not its own.
     fn sides(self, batch: usize) -> Vec<Side> {
-        let mut sides = vec![Side::Dense, Side::Latent2, Side::Latent4, Side::TorchF32, Side::TorchBf16];
+        let mut sides =
+            vec![Side::Dense, Side::Latent2, Side::Latent4, Side::Int4, Side::TorchF32, Side::TorchBf16];
         // It fills its cache by reading, which at eight sequences takes an hour.
         if self == Self::Smollm2 && batch == 1 {
             sides.push(Side::Cacheshrink);
@@ -121,6 +123,7 @@ impl Side {
             Self::Dense => "shrink, dense cache, f32",
             Self::Latent2 => "shrink, latent 2x, f32",
             Self::Latent4 => "shrink, latent 4x, f32",
+            Self::Int4 => "shrink, latent 4x, int4",
             Self::TorchF32 => "transformers on torch, f32",
             Self::TorchBf16 => "transformers on torch, bf16",
             Self::Cacheshrink => "cacheshrink 4x on torch, f32 (rebuilds K and V)",
@@ -130,7 +133,7 @@ impl Side {
     /// What `decode.py` calls it.
     fn torch(self) -> Option<&'static str> {
         match self {
-            Self::Dense | Self::Latent2 | Self::Latent4 => None,
+            Self::Dense | Self::Latent2 | Self::Latent4 | Self::Int4 => None,
             Self::TorchF32 => Some("f32"),
             Self::TorchBf16 => Some("bf16"),
             Self::Cacheshrink => Some("cacheshrink"),
@@ -242,10 +245,13 @@ fn measure(
     }
     let folder = match side {
         Side::Latent2 => &folders.converted[0],
-        Side::Latent4 => &folders.converted[1],
+        Side::Latent4 | Side::Int4 => &folders.converted[1],
         _ => &folders.donor,
     };
-    let args = arguments(folder, batch, &record.contexts, record.repeat);
+    let mut args = arguments(folder, batch, &record.contexts, record.repeat);
+    if side == Side::Int4 {
+        args.extend(["--cache-dtype", "int4"].map(OsString::from));
+    }
     let (mut found, cost) = shrink.timed_with(&args, Some(THREADS))?;
     found["peak_bytes"] = cost.peak_bytes.into();
     Ok(found)
