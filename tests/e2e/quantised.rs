@@ -230,3 +230,24 @@ fn what_cannot_be_cut_short_is_refused() {
     cut(&half, "2").refused("has no shrink.json with the spectra of its layers");
     cut(&golden("llama"), "2").refused("has no shrink.json with the spectra of its layers");
 }
+
+#[test]
+fn types_are_compared_at_the_same_numbers() {
+    let (donor, text, heldout) =
+        (golden("llama"), golden("demo/calibration.txt"), golden("demo/heldout.txt"));
+    let args = ["compare", &donor, "--data", &heldout, "--calibration", &text, "--json", "-r", "2"];
+    let few = ["--num-calibration-samples", "16", "--max-calibration-length", "32", "--max-length", "40"];
+    let what = ["--method", "joint", "--ranks", "global", "--cache-dtype", "f32,int8,int3"];
+    let found = shrink(&[&args[..], &few, &what].concat()).json();
+    let plans = found["plans"].as_array().expect("plans");
+    let names: Vec<&str> = plans.iter().filter_map(|plan| plan["name"].as_str()).collect();
+    assert_eq!(names, ["joint fisher global", "joint fisher global int8", "joint fisher global int3"]);
+    let numbers = |field: &str| plans.iter().map(|plan| number(plan, field)).collect::<Vec<_>>();
+    let (ratios, perplexities) =
+        (numbers("cache_ratio"), plans.iter().map(|plan| plan["perplexity"][0].as_f64()));
+    assert!(ratios.windows(2).all(|two| two[0] < two[1]), "{ratios:?}");
+    assert!(
+        perplexities.collect::<Vec<_>>().windows(2).all(|two| two[0] != two[1]),
+        "each was run as it is cached"
+    );
+}

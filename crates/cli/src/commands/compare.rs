@@ -2,7 +2,7 @@
 
 use calib::{Plan, Scratch};
 use handlers::Model;
-use mla_core::{Decoder, DecoderConfig, Patch, WeightSource};
+use mla_core::{CacheDtype, Decoder, DecoderConfig, Patch, WeightSource};
 use serde_json::{Value, json};
 use train::eval::{Pass, Windowing, perplexity};
 
@@ -74,6 +74,7 @@ pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
             plan,
             objective: convert::objective(&plan, calibrated),
             ratio: trial.compression_ratio,
+            cache_ratio: trial.cache_ratio,
             cache_numbers: factors.config().cached_numbers_total(),
             discarded: trial.discarded,
             kl: trial.kl,
@@ -118,6 +119,7 @@ struct Line {
     objective: &'static str,
     ratio: f64,
     cache_numbers: usize,
+    cache_ratio: f64,
     discarded: f64,
     kl: Option<f64>,
     decode_cost: u64,
@@ -134,6 +136,8 @@ fn object(args: &CompareArgs, config: &DecoderConfig, texts: &[Text], lines: &[L
             "ranks": line.plan.ranks.name(),
             "compression_ratio": line.ratio,
             "cached_numbers_a_token": line.cache_numbers,
+            "cache_dtype": line.plan.cache.name(),
+            "cache_ratio": line.cache_ratio,
             "discarded": line.discarded,
             "kl": line.kl,
             "decode_multiply_adds": line.decode_cost,
@@ -152,13 +156,22 @@ fn object(args: &CompareArgs, config: &DecoderConfig, texts: &[Text], lines: &[L
     })
 }
 
+/// The plan, with the objective as it came out, and the type where it is not what is computed in.
+fn name(line: &Line) -> String {
+    let name = format!("{} {} {}", line.plan.method.title(), line.objective, line.plan.ranks.name());
+    match line.plan.cache {
+        CacheDtype::F32 => name,
+        dtype => format!("{name} {}", dtype.name()),
+    }
+}
+
 fn table_of(texts: &[Text], lines: &[Line]) -> String {
     let mut titles = vec!["cache".to_owned(), "method, metric, ranks".into(), "KL to donor".into()];
     titles.extend(texts.iter().flat_map(|text| [text.name.clone(), "/ donor".into()]));
     let row = |line: &Line| {
         let mut row = vec![
-            format!("{:.2}x", line.ratio),
-            format!("{} {} {}", line.plan.method.title(), line.objective, line.plan.ranks.name()),
+            format!("{:.2}x", line.cache_ratio),
+            name(line),
             line.kl.map_or("-".into(), |kl| format!("{kl:.4}")),
         ];
         for (text, perplexity) in texts.iter().zip(&line.perplexity) {

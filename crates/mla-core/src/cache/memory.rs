@@ -68,7 +68,7 @@ impl PassLatents {
     fn put(&mut self, layer: usize, latent: Tensor<3>) -> Tensor<3> {
         let latent = match self.codecs.get(&layer) {
             Some(codec) => codec.rounded(latent),
-            None => wrong_cache(layer),
+            None => latent,
         };
         let last_reader = &self.last_reader;
         self.kept.retain(|earlier, _| last_reader[earlier] >= layer);

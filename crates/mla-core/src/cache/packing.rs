@@ -64,7 +64,11 @@ impl Packing {
             let numbers = &row[group.clone()];
             let (low, high) = numbers.iter().fold((f32::MAX, f32::MIN), |(l, h), &x| (l.min(x), h.max(x)));
             let offset = half(low);
-            let scale = half((high - offset.to_f32()) / levels as f32);
+            // What is not finite must not come back as if it were.
+            let scale = match numbers.iter().all(|x| x.is_finite()) {
+                true => half((high - offset.to_f32()) / levels as f32),
+                false => f16::NAN,
+            };
             *head = ((u32::from(offset.to_bits()) << 16) | u32::from(scale.to_bits())).cast_signed();
             let (offset, scale) = (offset.to_f32(), scale.to_f32());
             let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
@@ -218,7 +222,9 @@ fn float_of(bits: Tensor<3, Int>) -> Tensor<3> {
     let (shape, device) = (bits.dims(), bits.device());
     let exponent = bits.clone().bitwise_right_shift_scalar(10).bitwise_and_scalar(31);
     // 2^(e − 25) of a mantissa with its leading bit; what is below the normal numbers has the exponent 1, and no such bit.
-    let powers: Vec<f32> = (0..32).map(|e| f32::from_bits((127 + e.max(1) - 25) << 23)).collect();
+    let mut powers: Vec<f32> = (0..32).map(|e| f32::from_bits((127 + e.max(1) - 25) << 23)).collect();
+    // The largest exponent is that of numbers that are none.
+    powers[31] = f32::NAN;
     let powers = Tensor::<1>::from_data(TensorData::new(powers, [32]), &device);
     let power = powers.select(0, exponent.clone().reshape([-1])).reshape(shape);
     let leading = exponent.greater_elem(0).int() * 1024;
@@ -305,6 +311,15 @@ mod tests {
         packing.pack(&[2.5; 4], &mut words);
         packing.unpack(&words, &mut back);
         assert_eq!(back, [2.5; 4]);
+        for broken in [f32::NAN, f32::INFINITY] {
+            let row = [1.0, broken, 0.0, 2.0];
+            packing.pack(&row, &mut words);
+            packing.unpack(&words, &mut back);
+            assert!(back.iter().all(|x| x.is_nan()), "{back:?}");
+            let tensor = Tensor::<3>::from_data(TensorData::new(row.to_vec(), [1, 1, 4]), &Device::flex());
+            let back = crate::source::host_f32(packing.unpack_tensor(packing.pack_tensor(tensor)));
+            assert!(back.iter().all(|x| x.is_nan()), "{back:?}");
+        }
         packing.pack(&[1e30, -1e30, 0.0, 1.0], &mut words);
         packing.unpack(&words, &mut back);
         assert!(back.iter().all(|x| x.is_finite()) && back[0] > 0.0 && back[1] < 0.0, "{back:?}");
