@@ -26,6 +26,9 @@ const TARGETS: [(f64, f64); 4] = [(4.0, 1.03), (6.4, 1.04), (8.0, 1.09), (12.8, 
 pub struct Request {
     #[command(flatten)]
     common: Common,
+    /// Keep the targets that plan.json holds already, and measure the rest only
+    #[arg(long)]
+    resume: bool,
 }
 
 /// `plan.json`.
@@ -47,6 +50,8 @@ struct Case {
     perplexity: Vec<f64>,
     /// The donor's bytes in bf16 over those that were allocated.
     allocated: f64,
+    /// When, and with what.
+    setting: Setting,
     /// What `shrink convert --json` said.
     found: Value,
 }
@@ -89,13 +94,22 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
     };
     let typed = ["$SHRINK_MODELS", "out"].map(Path::new);
     let command = convert(&typed[0].join(MODEL), typed[1], &typed[0].join(CALIBRATION), "TARGETx");
-    let mut record = Record {
-        setting: request.common.setting(workspace, shrink.version()),
-        command: format!("shrink {}", shown(&command)),
-        donor: perplexity(&score(&model)?)?,
-        cases: Vec::new(),
+    let path = out.join("plan.json");
+    let mut record = match request.resume && path.exists() {
+        true => serde_json::from_str(&fs::read_to_string(&path)?)
+            .with_context(|| format!("{} is no record of this benchmark", path.display()))?,
+        false => Record {
+            setting: request.common.setting(workspace, shrink.version()),
+            command: format!("shrink {}", shown(&command)),
+            donor: perplexity(&score(&model)?)?,
+            cases: Vec::new(),
+        },
     };
     for (target, most) in TARGETS {
+        if record.cases.iter().any(|case| case.target == target) {
+            println!("==> {target}x: kept");
+            continue;
+        }
         let output = shrink.scratch().join("out");
         let args = convert(&model, &output, &calibration, &format!("{target}x"));
         println!("==> shrink {}", shown(&args));
@@ -103,11 +117,14 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
         let scored = score(&output)?;
         let cache = |field: &str| scored[0]["cache"][field].as_f64().context("no cache");
         let allocated = cache("donor_bytes")? / cache("bytes")?;
-        record.cases.push(Case { target, most, perplexity: perplexity(&scored)?, allocated, found });
+        let setting = request.common.setting(workspace, shrink.version());
+        record.cases.push(Case { target, most, perplexity: perplexity(&scored)?, allocated, setting, found });
+        record.cases.sort_by(|a, b| a.target.total_cmp(&b.target));
         fs::remove_dir_all(&output).with_context(|| format!("cannot remove {}", output.display()))?;
-        write(&out.join("plan.json"), &(serde_json::to_string_pretty(&record)? + "\n"))?;
+        write(&path, &(serde_json::to_string_pretty(&record)? + "\n"))?;
         write(&out.join("plan.md"), &page(&record))?;
     }
+    write(&out.join("plan.md"), &page(&record))?;
     let kept = |case: &Case| case.ratio(&record, 0) <= case.most && case.allocated >= case.target;
     Ok(record.cases.iter().all(kept))
 }
@@ -174,6 +191,7 @@ mod tests {
     use super::*;
 
     fn record(perplexity: f64, allocated: f64) -> Record {
+        let setting = || Setting::now(Path::new("/"), "shrink".into());
         let trial = |name: &str, chosen: bool| {
             json!({
                 "name": name, "compression_ratio": 2.0, "cache_ratio": 6.4, "predicted": 0.02, "kl": 0.03,
@@ -181,9 +199,16 @@ mod tests {
             })
         };
         let found = json!({ "trials": [trial("joint int4", false), trial("cascade int4", true)] });
-        let case = Case { target: 6.4, most: 1.04, perplexity: vec![perplexity, 60.0], allocated, found };
+        let case = Case {
+            target: 6.4,
+            most: 1.04,
+            perplexity: vec![perplexity, 60.0],
+            allocated,
+            setting: setting(),
+            found,
+        };
         Record {
-            setting: Setting::now(Path::new("/"), "shrink".into()),
+            setting: setting(),
             command: "shrink convert".into(),
             donor: vec![20.0, 50.0],
             cases: vec![case],
