@@ -51,7 +51,15 @@ fn a_folder_says_what_its_cache_keeps_and_the_user_may_say_otherwise() {
     let (own, asked) = (eval(&model, &[]), eval(&model, &["--cache-dtype", "int4"]));
     assert_eq!(own, asked);
     assert_eq!(eval(&model, &["--cache-dtype", "f32"])["cache"]["dtype"], "f32");
-    shrink(&["check", &model]).text();
+    let checked = shrink(&["check", &model, "--json"]).json();
+    let inspected = shrink(&["inspect", &model, "--json"]).json();
+    assert_eq!(checked["cache_dtype"], "int4");
+    assert_eq!(checked["cache_bytes_a_token"], inspected["cache_bytes_a_token"]);
+    assert_close(
+        number(&checked, "cache_ratio"),
+        number(&own["cache"], "donor_bytes") / number(&own["cache"], "bytes"),
+        1e-9,
+    );
     let generated = |more: &[&str]| {
         let args = ["generate", &model, "--prompt", "The", "--max-new-tokens", "8", "--json"];
         shrink(&[&args[..], more].concat()).json()

@@ -3,11 +3,12 @@
 use calib::linalg::Mat64;
 use handlers::{ConfigJson, Dtype, MlaSection, Model};
 use mla_core::decoder::LatentWidth;
-use mla_core::{LayerSlot, Matrix, Slot, WeightSource};
+use mla_core::{CacheDtype, LayerSlot, Matrix, Slot, WeightSource};
 use serde_json::{Value, json};
 
 use crate::args::CheckArgs;
 use crate::error::UserError;
+use crate::record::token_bytes;
 use crate::report::bytes;
 use crate::session::Session;
 
@@ -59,7 +60,8 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
     let unlike = record.as_ref().and_then(|layers| differs(layers, section));
     let worst = residuals.iter().map(|r| r.residual).fold(0.0, f64::max);
     let config = model.config();
-    let cache_bytes = config.cached_numbers_total() * 2;
+    let cache_bytes = token_bytes(config).0.model;
+    let dtype = if config.cache_dtype == CacheDtype::F32 { "16 bit" } else { config.cache_dtype.name() };
     let object = json!({
         "ok": failed.is_empty() && unlike.is_none(),
         "tensors": model.specs().len(),
@@ -70,17 +72,19 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
         "layers": section.layers,
         "record_agrees": record.as_ref().map(|_| unlike.is_none()),
         "compression_ratio": config.compression_ratio(),
+        "cache_dtype": config.cache_dtype.name(),
+        "cache_ratio": calib::cache_ratio(config),
         "cache_bytes_a_token": cache_bytes,
         "weight_bytes": model.checkpoint().file_bytes(),
     });
     let mut text = format!(
         "{} tensors: all there, in shape, finite ({})\n\
          {} W_up matrices: worst |WᵀW − I| {worst:.1e}\n\
-         cache {:.2}x smaller than the donor's: {} a token, 16 bit\n",
+         cache {:.2}x smaller than the donor's in 16 bit: {} a token, {dtype}\n",
         model.specs().len(),
         bytes(model.checkpoint().file_bytes()),
         residuals.len(),
-        config.compression_ratio(),
+        calib::cache_ratio(config),
         bytes(cache_bytes as u64),
     );
     for r in &failed {

@@ -5,13 +5,14 @@ use std::path::Path;
 use calib::{Cascade, Method, Width, Xkv, uniform_latents};
 use handlers::{ConfigJson, MlaSection, TensorSpec, read_config};
 use mla_core::decoder::{LatentWidth, PositionKind};
-use mla_core::{DecoderConfig, LayerSlot, Slot};
+use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Slot};
 use serde_json::{Value, json};
 use train::eval::{TokenBytes, cache_sizes};
 use train::trainable;
 
 use crate::args::InspectArgs;
 use crate::plans::{CASCADE_WINDOW, GROUP_SIZE};
+use crate::record::token_bytes;
 use crate::report::{bytes, table};
 use crate::session::Session;
 
@@ -95,7 +96,8 @@ fn describe(family: &str, config: &DecoderConfig, parameters: u64) -> Value {
         "vocab_size": config.vocab_size,
         "max_positions": config.max_positions,
         "sliding_windows": config.layers.iter().map(|l| l.window).collect::<Vec<_>>(),
-        "cache_bytes_a_token": config.cached_numbers_total() * ELEMENT_BYTES,
+        "cache_dtype": config.cache_dtype.name(),
+        "cache_bytes_a_token": token_bytes(config).0.model,
         "compression_ratio": config.compression_ratio(),
     })
 }
@@ -114,7 +116,7 @@ fn sentences(family: &str, config: &DecoderConfig, parameters: u64) -> String {
         "{family}: {sharing}, {layers} layers, d_model {d_model}, {parameters} parameters\n\
          {heads} query heads, {kv} kv heads of {d_head}: d_kv {d_kv}\n\
          {position}, context {context}{window}\n\
-         cache a token, 16 bit: {cache}\n",
+         cache a token, {dtype}: {cache}\n",
         parameters = count(parameters),
         sharing = config.sharing(),
         layers = config.n_layers(),
@@ -124,7 +126,8 @@ fn sentences(family: &str, config: &DecoderConfig, parameters: u64) -> String {
         d_head = config.d_head,
         d_kv = config.d_kv(),
         context = config.max_positions,
-        cache = bytes((config.cached_numbers_total() * ELEMENT_BYTES) as u64),
+        dtype = if config.cache_dtype == CacheDtype::F32 { "16 bit" } else { config.cache_dtype.name() },
+        cache = bytes(token_bytes(config).0.model as u64),
     )
 }
 
