@@ -113,7 +113,8 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
         let output = shrink.scratch().join("out");
         let args = convert(&model, &output, &calibration, &format!("{target}x"));
         println!("==> shrink {}", shown(&args));
-        let found = shrink.json(&args)?;
+        let mut found = shrink.json(&args)?;
+        found["output"] = "out".into();
         let scored = score(&output)?;
         let cache = |field: &str| scored[0]["cache"][field].as_f64().context("no cache");
         let allocated = cache("donor_bytes")? / cache("bytes")?;
