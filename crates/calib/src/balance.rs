@@ -104,38 +104,48 @@ fn scaled_triangle(moment: &Mat64, cost: &Mat64) -> Result<(Mat64, f64), Error> 
 /// The upper triangle R with `A = Rᵀ R`.
 fn root(cost: &Mat64) -> Result<Mat64, Error> {
     let (values, vectors) = eigh(cost)?;
+    Ok(qr(&powered(&vectors.transpose(), &values, 0.5)).1)
+}
+
+/// Rows scaled by a power of the eigenvalues that belong to them, none of which counts as less than a share of the largest.
+fn powered(rows: &Mat64, values: &[f64], power: f64) -> Mat64 {
     let floor = LEAST * values[0].max(f64::MIN_POSITIVE);
-    let mut half = vectors.transpose();
-    let width = half.cols;
-    for (row, value) in half.data.chunks_exact_mut(width).zip(values) {
-        row.iter_mut().for_each(|x| *x *= value.max(floor).sqrt());
+    let mut rows = rows.clone();
+    let width = rows.cols;
+    for (row, value) in rows.data.chunks_exact_mut(width).zip(values) {
+        let scale = value.max(floor).powf(power);
+        row.iter_mut().for_each(|x| *x *= scale);
     }
-    Ok(qr(&half).1)
+    rows
+}
+
+/// `Σ = L Lᵀ`; `Lᵀ A L = U S² Uᵀ`.
+struct Realisation {
+    /// `Σ`'s eigenvalues and its eigenvectors as rows.
+    values: Vec<f64>,
+    vectors: Mat64,
+    /// The diagonal of `S²`.
+    squares: Vec<f64>,
+    /// `Uᵀ`.
+    rotation: Mat64,
+}
+
+impl Realisation {
+    fn new(moment: &Mat64, cost: &Mat64) -> Result<Self, Error> {
+        let (values, vectors) = eigh(moment)?;
+        let vectors = vectors.transpose();
+        let half = powered(&vectors, &values, 0.5);
+        let (squares, rotation) = eigh(&half.dot(cost).dot(&half.transpose()).symmetrised())?;
+        Ok(Self { values, vectors, squares, rotation: rotation.transpose() })
+    }
 }
 
 /// `B` with `B Σ Bᵀ = B⁻ᵀ A B⁻¹`, diagonal, and the product of their traces.
 fn balanced(moment: &Mat64, cost: &Mat64) -> Result<(Mat64, f64), Error> {
-    let (values, vectors) = eigh(moment)?;
-    let floor = LEAST * values[0].max(f64::MIN_POSITIVE);
-    let scaled = |power: f64| {
-        let mut rows = vectors.transpose();
-        let width = rows.cols;
-        for (row, value) in rows.data.chunks_exact_mut(width).zip(&values) {
-            row.iter_mut().for_each(|x| *x *= value.max(floor).powf(power));
-        }
-        rows
-    };
-    // Σ = L Lᵀ; Lᵀ A L = U S² Uᵀ; B = S^½ Uᵀ L⁻¹.
-    let half = scaled(0.5);
-    let (squares, rotation) = eigh(&half.dot(cost).dot(&half.transpose()).symmetrised())?;
-    let floor = LEAST * squares[0].max(f64::MIN_POSITIVE);
-    let mut basis = rotation.transpose().dot(&scaled(-0.5));
-    let width = basis.cols;
-    // B is one up to a factor, which is chosen so that the largest entry of S is 1.
-    for (row, square) in basis.data.chunks_exact_mut(width).zip(&squares) {
-        let scale = (square.max(floor) / squares[0].max(f64::MIN_POSITIVE)).powf(0.25);
-        row.iter_mut().for_each(|x| *x *= scale);
-    }
+    let Realisation { values, vectors, squares, rotation } = Realisation::new(moment, cost)?;
+    // B = S^½ Uᵀ L⁻¹, up to a factor, which is chosen so that the largest entry of S is 1.
+    let mut basis = powered(&rotation.dot(&powered(&vectors, &values, -0.5)), &squares, 0.25);
+    basis.scale(squares[0].max(f64::MIN_POSITIVE).powf(-0.25));
     let trace: f64 = squares.iter().map(|square| square.max(0.0).sqrt()).sum();
     Ok((basis, trace * trace))
 }
@@ -146,23 +156,14 @@ fn balanced(moment: &Mat64, cost: &Mat64) -> Result<(Mat64, f64), Error> {
 /// # Errors
 /// When an eigendecomposition does not converge.
 pub(crate) fn rounding_moment(moment: &Mat64, cost: &Mat64) -> Result<Mat64, Error> {
-    let (values, vectors) = eigh(moment)?;
-    let floor = LEAST * values[0].max(f64::MIN_POSITIVE);
-    let mut half = vectors.transpose();
-    let width = half.cols;
-    for (row, value) in half.data.chunks_exact_mut(width).zip(&values) {
-        row.iter_mut().for_each(|x| *x *= value.max(floor).sqrt());
-    }
-    let (squares, rotation) = eigh(&half.dot(cost).dot(&half.transpose()).symmetrised())?;
+    let Realisation { values, vectors, squares, rotation } = Realisation::new(moment, cost)?;
     let floor = LEAST * squares[0].max(f64::MIN_POSITIVE);
-    let mean = squares.iter().map(|square| square.max(floor).sqrt()).sum::<f64>() / width as f64;
-    // B⁻¹ = L U S^{−½}, a column a direction.
-    let mut rows = rotation.transpose().dot(&half);
-    for (row, square) in rows.data.chunks_exact_mut(width).zip(&squares) {
-        let scale = square.max(floor).powf(-0.25) * mean.sqrt();
-        row.iter_mut().for_each(|x| *x *= scale);
-    }
-    Ok(rows.transpose().dot(&rows))
+    let mean = squares.iter().map(|square| square.max(floor).sqrt()).sum::<f64>() / squares.len() as f64;
+    // B⁻ᵀ = S^{−½} Uᵀ Lᵀ, a row a direction.
+    let rows = powered(&rotation.dot(&powered(&vectors, &values, 0.5)), &squares, -0.25);
+    let mut found = rows.transpose().dot(&rows);
+    found.scale(mean);
+    Ok(found)
 }
 
 /// Adds `partᵀ part`.
