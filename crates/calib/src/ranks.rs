@@ -1,5 +1,7 @@
 //! How many latent numbers each layer's keys and values get under one budget.
 
+use crate::error::Error;
+
 /// How a budget is shared among layers, and among keys and values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Ranks {
@@ -33,6 +35,18 @@ pub struct Unit<'a> {
     pub spectrum: &'a [f64],
     /// Latent numbers that a dimension costs: one a layer.
     pub cost: usize,
+}
+
+/// As [`pooled`], with the [`floor`] that the budget allows.
+///
+/// # Errors
+/// When the budget does not reach for one dimension each.
+pub(crate) fn within(units: &[Unit<'_>], budget: usize) -> Result<Vec<usize>, Error> {
+    let costs = units.iter().map(|unit| unit.cost).sum();
+    if budget < costs {
+        return Err(Error::Budget { budget, units: costs });
+    }
+    Ok(pooled(units, budget, floor(budget, costs)))
 }
 
 /// Ranks that prevent most loss for `budget` latent numbers, with at least `floor` a unit: the spectra are pooled and the

@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::factors::Factors;
 use crate::linalg::Mat64;
 use crate::plan::Plan;
-use crate::ranks::{Ranks, Unit, floor, pooled};
+use crate::ranks::{Ranks, Unit, within};
 use crate::scratch::Scratch;
 
 /// The ranks that a plan gives to layers whose spectra are known: for each layer those of its parts.
@@ -32,11 +32,7 @@ pub fn ranks_of(
         Ranks::Global => {
             let units: Vec<Unit<'_>> =
                 spectra.iter().flatten().map(|spectrum| Unit { spectrum, cost: 1 }).collect();
-            let budget = plan.budget(donor, spectra.len())?;
-            if budget < units.len() {
-                return Err(Error::Budget { budget, units: units.len() });
-            }
-            pooled(&units, budget, floor(budget, units.len()))
+            within(&units, plan.budget(donor, spectra.len())?)?
         }
     };
     let mut flat = flat.into_iter();

@@ -20,7 +20,7 @@ use crate::balance::balance;
 use crate::error::Error;
 use crate::factors::Factors;
 use crate::plan::{Method, Plan};
-use crate::ranks::{Ranks, Unit, floor, pooled};
+use crate::ranks::{Ranks, Unit, within};
 use crate::report::LayerReport;
 use crate::statistics::Statistics;
 use crate::sweep::Observer;
@@ -123,17 +123,13 @@ impl<S: WeightSource> Job<'_, S> {
         taken: usize,
         uniform: usize,
     ) -> Result<Vec<usize>, Error> {
-        Ok(match self.plan.ranks {
-            Ranks::Uniform => vec![uniform; units.len()],
+        match self.plan.ranks {
+            Ranks::Uniform => Ok(vec![uniform; units.len()]),
             Ranks::Global => {
                 let budget = self.plan.budget(self.statistics.config(), layers)?.saturating_sub(taken);
-                let costs = units.iter().map(|unit| unit.cost).sum();
-                if budget < costs {
-                    return Err(Error::Budget { budget, units: costs });
-                }
-                pooled(units, budget, floor(budget, costs))
+                within(units, budget)
             }
-        })
+        }
     }
 
     /// The graph with each layer's latents; `None` keeps a layer's attention.
