@@ -42,9 +42,9 @@ impl DenseCache {
     }
 }
 
-/// What a pass without a cache sees of keys or values that a cache would keep in `dtype`.
-pub(super) fn rounded(x: Tensor<4>, dtype: CacheDtype) -> Tensor<4> {
-    match dtype.float() {
+/// What a pass without a cache sees of numbers that a cache would keep in `dtype`.
+pub(super) fn rounded<const D: usize>(x: Tensor<D>, dtype: DType) -> Tensor<D> {
+    match dtype {
         DType::F32 => x,
         half => x.cast(half).cast(DType::F32),
     }

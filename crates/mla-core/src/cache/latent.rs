@@ -5,6 +5,7 @@ use std::ops::Range;
 use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 
 use super::buffer::Buffer;
+use super::dense::rounded;
 use super::packing::Packing;
 use crate::cache::CacheDtype;
 use crate::decoder::LatentWidth;
@@ -32,8 +33,7 @@ impl Codec {
     /// - `latents`: `[batch, t, width]` → the same
     pub(super) fn rounded(&self, latents: Tensor<3>) -> Tensor<3> {
         match self {
-            Codec::Float(DType::F32) => latents,
-            Codec::Float(half) => latents.cast(*half).cast(DType::F32),
+            Codec::Float(dtype) => rounded(latents, *dtype),
             Codec::Packed(packing) => packing.unpack_tensor(packing.pack_tensor(latents)),
         }
     }

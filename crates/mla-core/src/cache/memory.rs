@@ -100,7 +100,10 @@ impl Memory<'_> {
         v: Tensor<4>,
     ) -> (Tensor<4>, Tensor<4>) {
         match self {
-            Memory::Pass(pass) => (rounded(k, pass.dtype), rounded(v, pass.dtype)),
+            Memory::Pass(pass) => {
+                let dtype = pass.dtype.float();
+                (rounded(k, dtype), rounded(v, dtype))
+            }
             Memory::Cache(cache) => match &mut cache.layers[layer] {
                 LayerCache::Dense(cache) => cache.append(past, k, v),
                 LayerCache::Latent(_) => wrong_cache(layer),
