@@ -60,6 +60,11 @@ impl Case {
     fn ratio(&self, record: &Record, text: usize) -> f64 {
         self.perplexity[text] / record.donor[text]
     }
+
+    /// Whether perplexity and bytes are within the bounds.
+    fn kept(&self, record: &Record) -> bool {
+        self.ratio(record, 0) <= self.most && self.allocated >= self.target
+    }
 }
 
 /// Measures every target and writes the record and the page. Whether the bounds were kept.
@@ -126,15 +131,13 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
         write(&out.join("plan.md"), &page(&record))?;
     }
     write(&out.join("plan.md"), &page(&record))?;
-    let kept = |case: &Case| case.ratio(&record, 0) <= case.most && case.allocated >= case.target;
-    Ok(record.cases.iter().all(kept))
+    Ok(record.cases.iter().all(|case| case.kept(&record)))
 }
 
 fn page(record: &Record) -> String {
     let titles = ["target", "allocated", "plan", "heldout", "at most", "", "mobydick"];
     let row = |case: &Case| {
         let ratio = case.ratio(record, 0);
-        let kept = ratio <= case.most && case.allocated >= case.target;
         let chosen = case.found["trials"].as_array().and_then(|all| all.iter().find(|t| t["chosen"] == true));
         let name = chosen.map_or("–", |trial| trial["name"].as_str().unwrap_or("–"));
         vec![
@@ -143,7 +146,7 @@ fn page(record: &Record) -> String {
             name.to_owned(),
             format!("{:.2} ({ratio:.3}×)", case.perplexity[0]),
             format!("{:.2}×", case.most),
-            if kept { "kept" } else { "**not kept**" }.to_owned(),
+            if case.kept(record) { "kept" } else { "**not kept**" }.to_owned(),
             format!("{:.2} ({:.3}×)", case.perplexity[1], case.ratio(record, 1)),
         ]
     };
