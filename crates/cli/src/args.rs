@@ -35,7 +35,7 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 pub struct Global {
     /// Where to compute: auto, cpu, wgpu, wgpu:N, cuda or cuda:N; shrink devices lists what is there
-    #[arg(long, global = true, default_value = "cpu", value_name = "DEVICE")]
+    #[arg(long, global = true, env = "SHRINK_DEVICE", default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
     /// Threads of the processor to use; by default all, or RAYON_NUM_THREADS
     #[arg(long, global = true, value_name = "N")]

@@ -13,6 +13,7 @@ mod record;
 mod report;
 pub mod session;
 mod shorter;
+mod threads;
 mod training;
 mod ui;
 
@@ -27,6 +28,10 @@ use session::Session;
 /// # Errors
 /// Whatever the command could not do; [`error::hint`] finds what to do about it.
 pub fn run(cli: Cli, registry: Registry) -> anyhow::Result<()> {
+    threads::in_pool(cli.global.threads, || command(cli, registry))?
+}
+
+fn command(cli: Cli, registry: Registry) -> anyhow::Result<()> {
     let session = Session::new(&cli.global, registry)?;
     match cli.command {
         Command::Demo(args) => commands::demo::run(&session, &args),

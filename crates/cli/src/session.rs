@@ -65,14 +65,11 @@ impl Opened {
 }
 
 impl Session {
-    /// Bounds the threads, opens the device and looks at the terminal.
+    /// Opens the device and looks at the terminal.
     ///
     /// # Errors
-    /// When the device cannot be had, or the threads.
+    /// When the device cannot be had.
     pub fn new(global: &Global, registry: Registry) -> Result<Self, UserError> {
-        if let Some(threads) = global.threads {
-            bound_threads(threads)?;
-        }
         Ok(Self {
             device: crate::device::open(&global.device)?,
             registry,
@@ -209,17 +206,6 @@ impl Session {
         let text = crate::corpus::read(files, field)?.join("\n\n");
         tokenizer.encode(&text).context("tokenising the text")
     }
-}
-
-/// All parallel work of the program runs in one pool.
-fn bound_threads(threads: usize) -> Result<(), UserError> {
-    let wrong =
-        |expected: String| UserError::Flag { flag: "--threads", found: threads.to_string(), expected };
-    if threads == 0 {
-        return Err(wrong("at least 1".into()));
-    }
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build_global();
-    pool.map_err(|error| wrong(format!("fewer: {error}")))
 }
 
 /// Brings a weight source's error back to its own type, so that its hint is found.

@@ -16,6 +16,8 @@ pub mod attention;
 pub mod cache;
 pub mod decoder;
 pub mod generate;
+#[cfg_attr(not(feature = "cpu"), path = "host/absent.rs")]
+mod host;
 mod linear;
 mod source;
 mod weights;

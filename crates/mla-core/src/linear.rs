@@ -3,6 +3,8 @@
 use burn::nn::Linear;
 use burn::tensor::Tensor;
 
+use crate::host;
+
 /// `x W + b`, with all axes of `x` but the last taken together: one product over all tokens of a batch.
 ///
 /// burn's own `Linear::forward` makes a product a sequence of the batch, each of which packs the weights anew, and on the
@@ -15,7 +17,8 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     let mut shape = x.dims();
     let [d_in, d_out] = layer.weight.dims();
     let rows: usize = shape[..D - 1].iter().product();
-    let out = x.reshape([rows, d_in]).matmul(layer.weight.val());
+    let (x, weight) = (x.reshape([rows, d_in]), layer.weight.val());
+    let out = host::product(&x, &weight).unwrap_or_else(|| x.matmul(weight));
     let out = match &layer.bias {
         Some(bias) => out + bias.val().unsqueeze::<2>(),
         None => out,

@@ -93,9 +93,10 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<()> {
         let median = Cost::median(&costs).context("no runs")?;
         let command = format!("shrink {}", shown(&typed));
         record.cases.push(Case { name, command, predicted, output_bytes, runs: costs, median });
+        write(&out.join("convert.json"), &(serde_json::to_string_pretty(&record)? + "\n"))?;
+        write(&out.join("convert.md"), &page(&record))?;
     }
-    write(&out.join("convert.json"), &(serde_json::to_string_pretty(&record)? + "\n"))?;
-    write(&out.join("convert.md"), &page(&record))
+    Ok(())
 }
 
 /// What the program says that a conversion will take.

@@ -1,4 +1,5 @@
-//! `bench decode`: tokens a second and memory, of a dense and of latent caches, beside transformers and cacheshrink.
+//! `bench decode`: tokens a second and memory, of a dense and of latent caches, beside transformers, llama.cpp and
+//! cacheshrink.
 
 mod page;
 
@@ -7,9 +8,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::llama_cpp::{self, LlamaCpp};
 use super::peer::{Peer, PeerArgs};
 use super::run::{Shrink, shown};
 use super::setting::Setting;
@@ -18,8 +20,11 @@ use crate::synth::{self, Shape};
 use crate::workspace::Workspace;
 use page::{Promise, page, promises};
 
+/// What is kept between runs.
+const JSON: &str = "decode.json";
 /// What the others run on.
-const PEERS: [&str; 4] = ["cacheshrink==0.1.5", "torch==2.15.0", "transformers==5.23.0", "geoopt==0.5.1"];
+const PEERS: [&str; 5] =
+    ["cacheshrink==0.1.5", "torch==2.15.0", "transformers==5.23.0", "geoopt==0.5.1", llama_cpp::WRITER];
 /// Tokens of a timed prompt.
 const PREFILL: usize = 512;
 /// Threads of every side.
@@ -41,10 +46,13 @@ pub struct Request {
     /// Rounds, in each of which every side runs; the table has medians
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
+    /// Keep the cases that decode.json holds already, if they were measured in this way, and measure the rest only
+    #[arg(long)]
+    resume: bool,
 }
 
 /// A model that is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 enum Subject {
     /// SmolLM2-135M: rotary embedding, grouped heads
@@ -54,7 +62,7 @@ enum Subject {
 }
 
 /// Who decodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Side {
     Dense,
@@ -63,11 +71,12 @@ enum Side {
     Int4,
     TorchF32,
     TorchBf16,
+    LlamaCpp,
     Cacheshrink,
 }
 
 /// `decode.json`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Record {
     setting: Setting,
     threads: usize,
@@ -79,7 +88,7 @@ struct Record {
 }
 
 /// A model at a batch size.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Case {
     model: Subject,
     batch: usize,
@@ -87,10 +96,25 @@ struct Case {
 }
 
 /// What one side printed, a round each.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Runs {
     side: Side,
     rounds: Vec<Value>,
+}
+
+impl Record {
+    /// Takes over what was measured earlier in the same way.
+    fn take(&mut self, earlier: Self, rounds: usize) {
+        let alike = |record: &Self| (record.threads, record.contexts.clone(), record.repeat);
+        if alike(self) == alike(&earlier) {
+            let whole = |case: &Case| {
+                let sides = case.model.sides(case.batch);
+                case.sides.iter().map(|runs| runs.side).eq(sides)
+                    && case.sides.iter().all(|runs| runs.rounds.len() == rounds)
+            };
+            self.cases.extend(earlier.cases.into_iter().filter(whole));
+        }
+    }
 }
 
 impl Subject {
@@ -107,8 +131,15 @@ impl Subject {
 
     /// cacheshrink serves no conversion of a GPT-2 whose positions are not its own.
     fn sides(self, batch: usize) -> Vec<Side> {
-        let mut sides =
-            vec![Side::Dense, Side::Latent2, Side::Latent4, Side::Int4, Side::TorchF32, Side::TorchBf16];
+        let mut sides = vec![
+            Side::Dense,
+            Side::Latent2,
+            Side::Latent4,
+            Side::Int4,
+            Side::TorchF32,
+            Side::TorchBf16,
+            Side::LlamaCpp,
+        ];
         // It fills its cache by reading, which at eight sequences takes an hour.
         if self == Self::Smollm2 && batch == 1 {
             sides.push(Side::Cacheshrink);
@@ -126,6 +157,7 @@ impl Side {
             Self::Int4 => "shrink, latent 4x, int4",
             Self::TorchF32 => "transformers on torch, f32",
             Self::TorchBf16 => "transformers on torch, bf16",
+            Self::LlamaCpp => "llama.cpp, f32, cache f32",
             Self::Cacheshrink => "cacheshrink 4x on torch, f32 (rebuilds K and V)",
         }
     }
@@ -133,7 +165,7 @@ impl Side {
     /// What `decode.py` calls it.
     fn torch(self) -> Option<&'static str> {
         match self {
-            Self::Dense | Self::Latent2 | Self::Latent4 | Self::Int4 => None,
+            Self::Dense | Self::Latent2 | Self::Latent4 | Self::Int4 | Self::LlamaCpp => None,
             Self::TorchF32 => Some("f32"),
             Self::TorchBf16 => Some("bf16"),
             Self::Cacheshrink => Some("cacheshrink"),
@@ -151,7 +183,7 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
     }
     let out = request.common.out(workspace)?;
     let shrink = request.common.shrink(workspace)?;
-    let peer = request.peer.peer(workspace, &PEERS)?;
+    let others = Others::install(workspace, request)?;
     let quick = request.common.quick;
     let (contexts, repeat, rounds) = match quick {
         true => (vec![32, 64], 2, 1),
@@ -165,34 +197,59 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
         repeat,
         cases: Vec::new(),
     };
+    if request.resume {
+        let earlier: Record = serde_json::from_slice(&std::fs::read(existing(out.join(JSON))?)?)?;
+        record.take(earlier, rounds);
+    }
     for &model in request.model.as_ref().map_or(&Subject::ALL[..], std::slice::from_ref) {
-        let folders = Folders::make(workspace, request, &shrink, model)?;
-        for &batch in &request.batch_size {
+        let missing =
+            |&&batch: &&usize| !record.cases.iter().any(|case| (case.model, case.batch) == (model, batch));
+        let batches: Vec<usize> = request.batch_size.iter().filter(missing).copied().collect();
+        if batches.is_empty() {
+            continue;
+        }
+        let folders = Folders::make(workspace, request, &shrink, &others, model)?;
+        for batch in batches {
             let mut sides: Vec<Runs> =
                 model.sides(batch).into_iter().map(|side| Runs { side, rounds: Vec::new() }).collect();
             // Each round has all, so that whatever else the machine does befalls all.
             for round in 1..=rounds {
                 for Runs { side, rounds: found } in &mut sides {
                     println!("==> {model:?}, batch {batch}, {}, round {round} of {rounds}", side.title());
-                    found.push(measure(workspace, &shrink, &peer, *side, &folders, batch, &record)?);
+                    found.push(measure(&shrink, &others, *side, &folders, batch, &record)?);
                 }
             }
             record.cases.push(Case { model, batch, sides });
-            write(&out.join("decode.json"), &(serde_json::to_string_pretty(&record)? + "\n"))?;
+            write(&out.join(JSON), &(serde_json::to_string_pretty(&record)? + "\n"))?;
             write(&out.join("decode.md"), &page(&record)?)?;
         }
     }
     Ok(promises(&record)?.iter().all(Promise::kept))
 }
 
-/// A model and its conversions.
+/// What shrink is measured beside.
+struct Others {
+    torch: Peer,
+    llama_cpp: LlamaCpp,
+    /// What runs on torch.
+    script: PathBuf,
+}
+
+/// A model, its conversions, and llama.cpp's file of it.
 struct Folders {
     donor: PathBuf,
     converted: [PathBuf; 2],
+    gguf: PathBuf,
 }
 
 impl Folders {
-    fn make(workspace: &Workspace, request: &Request, shrink: &Shrink, model: Subject) -> Result<Self> {
+    fn make(
+        workspace: &Workspace,
+        request: &Request,
+        shrink: &Shrink,
+        others: &Others,
+        model: Subject,
+    ) -> Result<Self> {
         let donor = match model {
             Subject::Smollm2 => existing(request.common.models()?.join("smollm2-135m-instruct"))?,
             Subject::Gpt2 => {
@@ -213,7 +270,9 @@ impl Folders {
             Ok::<_, anyhow::Error>(folder)
         };
         let converted = [convert("2")?, convert("4")?];
-        Ok(Self { donor, converted })
+        let gguf = shrink.scratch().join(format!("{model:?}.gguf"));
+        others.llama_cpp.model(workspace, &others.torch, &donor, &gguf)?;
+        Ok(Self { donor, converted, gguf })
     }
 }
 
@@ -227,21 +286,35 @@ fn arguments(model: &Path, batch: usize, contexts: &[usize], repeat: usize) -> V
     args
 }
 
+impl Others {
+    fn install(workspace: &Workspace, request: &Request) -> Result<Self> {
+        let torch = request.peer.peer(workspace, &PEERS)?;
+        Ok(Self {
+            torch,
+            llama_cpp: LlamaCpp::install(workspace)?,
+            script: workspace.root.join("xtask/bench/decode.py"),
+        })
+    }
+}
+
 /// A round of one side: `measured` and `peak_bytes`.
 fn measure(
-    workspace: &Workspace,
     shrink: &Shrink,
-    peer: &Peer,
+    others: &Others,
     side: Side,
     folders: &Folders,
     batch: usize,
     record: &Record,
 ) -> Result<Value> {
+    let numbers: Vec<usize> =
+        [batch, PREFILL, record.repeat].into_iter().chain(record.contexts.iter().copied()).collect();
+    if side == Side::LlamaCpp {
+        return others.llama_cpp.json(&folders.gguf, &numbers, THREADS);
+    }
     if let Some(torch) = side.torch() {
-        let numbers = [batch, PREFILL, record.repeat].into_iter().chain(record.contexts.iter().copied());
         let mut args = vec![torch.to_owned(), folders.donor.display().to_string()];
-        args.extend(numbers.map(|number| number.to_string()));
-        return peer.json(&workspace.root.join("xtask/bench/decode.py"), &args, THREADS);
+        args.extend(numbers.iter().map(usize::to_string));
+        return others.torch.json(&others.script, &args, THREADS);
     }
     let folder = match side {
         Side::Latent2 => &folders.converted[0],

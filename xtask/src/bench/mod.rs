@@ -8,6 +8,7 @@
 mod big;
 mod convert;
 mod decode;
+mod llama_cpp;
 mod markdown;
 mod peer;
 mod plan;

@@ -45,6 +45,14 @@ impl PeerArgs {
 }
 
 impl Peer {
+    /// Runs a script for what it writes.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn run(&self, script: &Path, args: &[String]) -> Result<()> {
+        done(Command::new(&self.python).arg(script).args(args))
+    }
+
     /// Runs a script and reads the JSON that it prints last; with this many threads.
     ///
     /// # Errors
@@ -81,7 +89,11 @@ pub fn threaded_json(command: &mut Command, threads: usize) -> Result<Value> {
     serde_json::from_str(last).with_context(|| format!("{command:?} printed no JSON"))
 }
 
-fn done(command: &mut Command) -> Result<()> {
+/// Runs a command to its end.
+///
+/// # Errors
+/// When it cannot be run, or fails.
+pub fn done(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot run {command:?}"))?;
     match status.success() {
         true => Ok(()),

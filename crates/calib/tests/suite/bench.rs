@@ -21,7 +21,7 @@ pub const WINDOWS: usize = 24;
 pub const OBJECTIVES: [Objective; 3] = [Objective::Mse, Objective::Attention, Objective::Fisher];
 
 pub fn device() -> Device {
-    Device::flex()
+    Device::default()
 }
 
 pub fn scratch() -> Scratch {

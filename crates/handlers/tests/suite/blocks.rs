@@ -13,7 +13,7 @@ use crate::twin::{Golden, TWINS, assert_close, gap, host, load, logits, open};
 
 /// Layer 3 of a cascade for given residual streams of the layers below it, block by block as calibration runs them.
 fn third_layer<S: WeightSource>(source: &S, streams: [f32; 3]) -> Vec<f32> {
-    let (config, device) = (source.config(), Device::flex());
+    let (config, device) = (source.config(), Device::default());
     let frame = frame(config, &Padding::none(1), 4, &device);
     let mut memory = Memory::of_pass(config);
     let stream = |shift: f32| {
@@ -52,7 +52,7 @@ fn a_cascade_layer_reads_its_window_and_nothing_before_it() {
 fn a_pass_keeps_a_latent_only_as_long_as_a_layer_reads_it() {
     let model = open("llama");
     let deep = Deep::new(&model);
-    let (device, config) = (Device::flex(), cascade(deep.config(), 2, |layer| layer == 1));
+    let (device, config) = (Device::default(), cascade(deep.config(), 2, |layer| layer == 1));
     let factors = random_factors(config.clone(), 2);
     let decoder = load(&factors.over(&deep));
     let frame = frame(&config, &Padding::none(1), 3, &device);
@@ -84,7 +84,7 @@ fn a_pass_keeps_a_latent_only_as_long_as_a_layer_reads_it() {
 fn a_pass_of_the_donor_keeps_nothing_for_its_cascade() {
     let model = open("llama");
     let factors = random_factors(cascade(model.config(), 2, |_| false), 2);
-    let device = Device::flex();
+    let device = Device::default();
     let block = Block::load(&factors.over(&model), 1, &device).expect("a block");
     let frame = frame(model.config(), &Padding::none(1), 2, &device);
     let x = Decoder::embed_from(&model, &[vec![1, 2]], &device).expect("rows");
@@ -95,7 +95,7 @@ fn a_pass_of_the_donor_keeps_nothing_for_its_cascade() {
 fn a_block_runs_in_two_halves_as_in_one() {
     for name in TWINS {
         let model = open(name);
-        let device = Device::flex();
+        let device = Device::default();
         let block = Block::load(&model, 1, &device).expect("a block");
         let frame = frame(model.config(), &Padding::none(1), 3, &device);
         let x = Decoder::embed_from(&model, &[vec![4, 5, 6]], &device).expect("rows");
@@ -115,7 +115,7 @@ fn a_block_runs_in_two_halves_as_in_one() {
 fn an_attention_and_the_final_norm_load_without_the_rest() {
     for name in TWINS {
         let model = open(name);
-        let device = Device::flex();
+        let device = Device::default();
         let factors = exact_joint(&model);
         let candidate = Attention::load(&factors.over(&model), 1, &device).expect("an attention");
         let mut decoder = load(&model);

@@ -128,7 +128,7 @@ pub fn section(factors: &WeightMap) -> MlaSection {
 }
 
 fn weight(model: &Model, slot: Slot) -> Matrix {
-    Matrix::from_tensor(&model.matrix(slot, &Device::flex()).expect("a projection"))
+    Matrix::from_tensor(&model.matrix(slot, &Device::default()).expect("a projection"))
 }
 
 fn identity(n: usize) -> Matrix {

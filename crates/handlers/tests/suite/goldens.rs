@@ -167,7 +167,7 @@ fn cached_passes_of_any_width_equal_the_whole_pass() {
 fn attention_input_is_what_k_proj_receives() {
     every_twin(|name, model, decoder, golden| {
         let ids = golden.ids("prefill.ids");
-        let device = Device::flex();
+        let device = Device::default();
         let frame = frame(decoder.config(), &Padding::none(1), ids[0].len(), &device);
         let mut x = Decoder::embed_from(model, &ids, &device).expect("the embeddings load");
         let mut memory = Memory::of_pass(decoder.config());
@@ -190,7 +190,7 @@ fn attention_input_is_what_k_proj_receives() {
 #[test]
 fn rows_of_a_table_are_read_without_the_table() {
     every_twin(|name, model, _, golden| {
-        let device = Device::flex();
+        let device = Device::default();
         let ids = golden.ids("prefill.ids");
         let table = host(model.matrix(Slot::TokenEmbedding, &device).expect("a table"));
         let rows = host(model.rows(Slot::TokenEmbedding, &ids[0], &device).expect("some rows"));

@@ -85,7 +85,7 @@ fn roomy(model: &Model, factors: &WeightMap, max_positions: usize) -> WeightMap 
         }
     }
     if model.config().position == PositionKind::Learned {
-        let table = model.matrix(Slot::PositionEmbedding, &Device::flex()).expect("a table");
+        let table = model.matrix(Slot::PositionEmbedding, &Device::default()).expect("a table");
         let table = Matrix::from_tensor(&table);
         let rows = table.data.chunks_exact(table.cols).cycle().take(max_positions);
         map.insert(
@@ -240,7 +240,7 @@ fn a_cache_of_the_donor_does_not_serve_its_conversion() {
 fn a_donor_beside_its_conversion_shares_what_is_alike() {
     every_random_twin(|name, model, student, golden| {
         let ids = &golden.ids("prefill.ids")[0];
-        let donor = Decoder::load_beside(model, &Device::flex(), student).expect("a twin");
+        let donor = Decoder::load_beside(model, &Device::default(), student).expect("a twin");
         assert_eq!(logits(&donor, ids), logits(&load(model), ids), "{name}");
         assert_eq!(donor.tokens.weight.id, student.tokens.weight.id, "{name}");
         for (theirs, ours) in donor.blocks.iter().zip(&student.blocks) {
@@ -255,9 +255,9 @@ fn a_donor_beside_its_conversion_shares_what_is_alike() {
     let other = load(&random(&model, 4, 4, 1).over(&model));
     let mut moved = WeightMap::new(model.config().clone());
     let slot = Slot::Layer(1, LayerSlot::Query(Part::Weight));
-    let w_q = Matrix::from_tensor(&model.matrix(slot, &Device::flex()).expect("W_q"));
+    let w_q = Matrix::from_tensor(&model.matrix(slot, &Device::default()).expect("W_q"));
     moved.insert(slot, Matrix::new(w_q.rows, w_q.cols, w_q.data.iter().map(|x| x + 1e-6).collect()));
-    let beside = Decoder::load_beside(&moved.over(&model), &Device::flex(), &other).expect("a model");
+    let beside = Decoder::load_beside(&moved.over(&model), &Device::default(), &other).expect("a model");
     let id = |decoder: &Decoder, layer: usize| match &decoder.blocks[layer].attention {
         Attention::Grouped(attention) => attention.q_proj.weight.id,
         Attention::Latent(attention) => attention.q_proj.weight.id,

@@ -136,7 +136,7 @@ fn keys_and_values_are_rebuilt_as_the_formula_says() {
     for name in BIASED {
         let model = open(name);
         let deep = Deep::new(&model);
-        let device = Device::flex();
+        let device = Device::default();
         let factors = random_factors(cascade(deep.config(), 2, |_| false), 4);
         let get = |layer, slot| factors.get(Slot::Layer(layer, slot)).expect("a factor");
         let h: Vec<Vec<f64>> = (2..5)

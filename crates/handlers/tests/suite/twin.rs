@@ -35,7 +35,7 @@ pub fn open(name: &str) -> Model {
 }
 
 pub fn load<S: WeightSource>(source: &S) -> Decoder {
-    Decoder::load(source, &Device::flex()).expect("the weights load")
+    Decoder::load(source, &Device::default()).expect("the weights load")
 }
 
 /// The tensors of a twin's `golden.safetensors`.

@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn a_window_hides_what_lies_before_it() {
-        let frame = Frame::new(vec![Some(2), None], None, &Padding::none(1), 1, 2, &Device::flex());
+        let frame = Frame::new(vec![Some(2), None], None, &Padding::none(1), 1, 2, &Device::default());
         assert_eq!(hidden(frame.sight(0)), [false, false, true, true, false, false]);
         assert!(matches!(frame.sight(1), Sight::Causal));
     }
@@ -241,26 +241,26 @@ mod tests {
     fn padding_is_hidden_and_shifts_positions() {
         let padding = Padding::left(vec![0, 2]);
         assert_eq!(padding.positions(1, 3), [1, 2, 3, 0, 0, 1]);
-        let frame = Frame::new(vec![None], None, &padding, 2, 1, &Device::flex());
+        let frame = Frame::new(vec![None], None, &padding, 2, 1, &Device::default());
         assert_eq!(hidden(frame.sight(0)), [false, false, false, true, true, false]);
     }
 
     #[test]
     fn a_window_longer_than_the_sequence_is_no_window() {
-        let frame = Frame::new(vec![Some(8)], None, &Padding::none(1), 4, 4, &Device::flex());
+        let frame = Frame::new(vec![Some(8)], None, &Padding::none(1), 4, 4, &Device::default());
         assert!(matches!(frame.sight(0), Sight::Causal));
     }
 
     #[test]
     fn a_tile_that_every_query_sees_needs_no_mask() {
         let bits = |mask: Tensor<4, Bool>| mask.into_data().iter::<bool>().collect::<Vec<_>>();
-        let frame = Frame::new(vec![None, Some(3)], None, &Padding::none(1), 4, 2, &Device::flex());
+        let frame = Frame::new(vec![None, Some(3)], None, &Padding::none(1), 4, 2, &Device::default());
         assert_eq!((frame.visible(0), frame.visible(1)), (0..6, 2..6));
         assert!(frame.hidden(0, 0..5).is_none());
         assert_eq!(frame.hidden(0, 4..6).map(bits), Some(vec![false, true, false, false]));
         assert!(frame.hidden(1, 3..5).is_none());
         assert_eq!(frame.hidden(1, 2..4).map(bits), Some(vec![false, false, true, false]));
-        let frame = Frame::new(vec![None], None, &Padding::left(vec![1, 3]), 4, 1, &Device::flex());
+        let frame = Frame::new(vec![None], None, &Padding::left(vec![1, 3]), 4, 1, &Device::default());
         assert_eq!(frame.visible(0), 1..5);
         assert!(frame.hidden(0, 3..5).is_none());
         assert_eq!(frame.hidden(0, 2..4).map(bits), Some(vec![false, false, true, false]));
@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn tiles_of_a_mask_are_the_mask() {
         let padding = Padding::left(vec![0, 2]);
-        let frame = Frame::new(vec![Some(3)], None, &padding, 5, 3, &Device::flex());
+        let frame = Frame::new(vec![Some(3)], None, &padding, 5, 3, &Device::default());
         let whole = hidden(frame.sight(0));
         for (place, &hidden) in whole.iter().enumerate() {
             let (row, column) = (place / 8, place % 8);

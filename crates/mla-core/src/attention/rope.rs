@@ -191,7 +191,7 @@ mod tests {
 
     #[test]
     fn rotation_keeps_norms_and_depends_on_distance_only() {
-        let device = Device::flex();
+        let device = Device::default();
         let table = config(RopeScaling::None).table(8, 16, &device);
         let q = Tensor::<4>::from_data([[[[1.0, -2.0, 0.5, 3.0, 0.25, 1.5, -1.0, 2.0]]]], &device);
         let k = Tensor::<4>::from_data([[[[0.5, 1.0, -1.5, 2.0, 1.0, -0.5, 2.5, 1.0]]]], &device);
@@ -206,7 +206,7 @@ mod tests {
 
     #[test]
     fn gathered_rows_equal_the_span() {
-        let device = Device::flex();
+        let device = Device::default();
         let table = config(RopeScaling::None).table(4, 10, &device);
         let x = Tensor::<4>::ones([1, 1, 3, 4], &device);
         let same = table.gather(vec![5, 6, 7], 1).apply(x.clone()) - table.span(5, 3).apply(x);

@@ -78,7 +78,7 @@ mod tests {
 
     #[test]
     fn fused_attention_equals_attention_written_out() {
-        let device = Device::flex();
+        let device = Device::default();
         device.seed(3);
         let random = |heads: usize, t: usize| {
             Tensor::<4>::random([2, heads, t, 16], Distribution::Normal(0.0, 1.5), &device)

@@ -81,7 +81,7 @@ mod tests {
 
     #[test]
     fn what_was_appended_comes_back_in_order_and_no_room_is_made_for_it() {
-        let device = Device::flex();
+        let device = Device::default();
         let mut buffer = Buffer::<3>::new([1, 4, 2], DType::F32, &device);
         let bytes = buffer.bytes();
         assert_eq!(bytes, 4 * 2 * 4);
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn half_the_bytes_hold_the_nearest_numbers() {
-        let device = Device::flex();
+        let device = Device::default();
         let mut buffer = Buffer::<3>::new([1, 2, 1], DType::BF16, &device);
         assert_eq!(buffer.bytes(), 4);
         buffer.append_rounded(0, Tensor::from_data([[[1.0], [1.003]]], &device));

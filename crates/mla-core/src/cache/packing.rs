@@ -280,7 +280,7 @@ mod tests {
         ) {
             let packing = Packing::new(bits, &[k, v]);
             let numbers = rows(6, k + v, seed);
-            let device = Device::flex();
+            let device = Device::default();
             let tensor = Tensor::<3>::from_data(TensorData::new(numbers.clone(), [2, 3, k + v]), &device);
             let back = crate::source::host_f32(packing.unpack_tensor(packing.pack_tensor(tensor)));
             for (row, back) in numbers.chunks_exact(k + v).zip(back.chunks_exact(k + v)) {
@@ -316,7 +316,7 @@ mod tests {
             packing.pack(&row, &mut words);
             packing.unpack(&words, &mut back);
             assert!(back.iter().all(|x| x.is_nan()), "{back:?}");
-            let tensor = Tensor::<3>::from_data(TensorData::new(row.to_vec(), [1, 1, 4]), &Device::flex());
+            let tensor = Tensor::<3>::from_data(TensorData::new(row.to_vec(), [1, 1, 4]), &Device::default());
             let back = crate::source::host_f32(packing.unpack_tensor(packing.pack_tensor(tensor)));
             assert!(back.iter().all(|x| x.is_nan()), "{back:?}");
         }

@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn spreading_is_orthogonal_and_its_entries_are_of_one_size() {
-        let device = Device::flex();
+        let device = Device::default();
         for n in [1, 2, 3, 12, 32, 45, 96] {
             let matrix = spread(n);
             let largest = matrix.iter().fold(0f32, |largest, x| largest.max(x.abs()));
@@ -104,7 +104,7 @@ mod tests {
 
     #[test]
     fn a_basis_and_its_inverse_undo_each_other() {
-        let device = Device::flex();
+        let device = Device::default();
         // Upper triangular with a pivot that has to be looked for.
         let balance = Matrix::new(3, 3, vec![0.0, 2.0, 1.0, 4.0, 1.0, 0.0, 0.0, 0.0, 0.5]);
         let basis = Basis::new(3, Some(&balance), &device).expect("regular");

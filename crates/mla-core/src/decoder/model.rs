@@ -10,6 +10,7 @@ use super::load::{frame, ids_tensor};
 use super::norm::Norm;
 use crate::attention::{Frame, Padding};
 use crate::cache::{Cache, CacheError, Memory};
+use crate::host;
 use crate::linear::linear;
 
 /// Up to this many rows, a product reads the embedding row by row (`E hᵀ`) faster than transposed (`h Eᵀ`): one row of
@@ -137,10 +138,10 @@ impl Decoder {
 fn tied_logits(hidden: Tensor<3>, embedding: Tensor<2>) -> Tensor<3> {
     let ([batch, t, d_model], [vocab_size, _]) = (hidden.dims(), embedding.dims());
     let rows = hidden.reshape([batch * t, d_model]);
-    let logits = match batch * t > FEW_ROWS {
+    let logits = host::product_transposed(&rows, &embedding).unwrap_or_else(|| match batch * t > FEW_ROWS {
         true => rows.matmul(embedding.transpose()),
         false => embedding.matmul(rows.transpose()).transpose(),
-    };
+    });
     logits.reshape([batch, t, vocab_size])
 }
 

@@ -103,7 +103,7 @@ fn gap(
     left: Vec<usize>,
     dtype: CacheDtype,
 ) -> f32 {
-    let device = Device::flex();
+    let device = Device::default();
     device.seed(5);
     let mut worst = 0f32;
     for n_kv_heads in [1, 2, 4] {
@@ -187,7 +187,7 @@ fn every_path_reads_what_is_kept_in_fewer_bits() {
 
 #[test]
 fn a_cache_takes_the_bytes_that_its_configuration_counts() {
-    let device = Device::flex();
+    let device = Device::default();
     for dtype in CacheDtype::ALL {
         let width = LatentWidth::Split { d_latent_k: 5, d_latent_v: 33 };
         let mut config = config(width, true, None, 2, dtype);

@@ -5,10 +5,6 @@ use std::ops::Range;
 use burn::tensor::{DType, Element, Int, Tensor};
 use burn_flex::{Flex, FlexTensor};
 use faer::MatRef;
-use half::{bf16, f16};
-
-use super::tokens::Tokens;
-use crate::cache::{Kept, Packing};
 
 /// A matrix whose rows are slices, `stride` numbers apart.
 #[derive(Clone, Copy, Debug)]
@@ -78,51 +74,26 @@ pub(crate) struct Operand {
 }
 
 impl Operand {
+    /// `None` where a row is no slice.
     fn new(tensor: FlexTensor) -> Option<Self> {
         let strides = tensor.layout().strides();
-        let dense = strides.iter().rev().take(2).any(|&stride| stride == 1);
-        (dense && strides.iter().all(|&stride| stride >= 0)).then_some(Self { tensor })
+        (strides.last() == Some(&1) && strides.iter().all(|&stride| stride >= 0)).then_some(Self { tensor })
     }
 
-    fn with_rows(self) -> Option<Self> {
-        (self.tensor.layout().strides().last() == Some(&1)).then_some(self)
+    /// A tensor whose last axis lies densely, so that every row is a slice. `None` where it does not, or the tensor is of
+    /// another backend or type, or on a tape.
+    pub(crate) fn rows<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
+        (tensor.dtype() == DType::F32).then(|| Self::of(tensor))?
     }
 
-    /// A tensor whose last two axes make matrices that lie densely along one of them: a weight, transposed or not. `None`
-    /// where it does not, or the tensor is of another backend or type, or on a tape.
-    pub(crate) fn weight<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        if tensor.dtype() != DType::F32 {
-            return None;
-        }
+    /// As [`rows`](Self::rows), of any type of floats.
+    pub(crate) fn of<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
         Self::new(tensor.clone().try_into_primitive::<Flex>().ok()?)
     }
 
-    /// As [`weight`](Self::weight); the last axis lies densely, so that every row is a slice.
-    pub(crate) fn rows<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        Self::weight(tensor)?.with_rows()
-    }
-
-    fn half_rows<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        Self::new(tensor.clone().try_into_primitive::<Flex>().ok()?)?.with_rows()
-    }
-
-    fn words<const D: usize>(tensor: &Tensor<D, Int>) -> Option<Self> {
-        Self::new(tensor.clone().try_into_primitive::<Flex>().ok()?)?.with_rows()
-    }
-
-    /// The matrix of a tensor of two axes.
-    ///
-    /// # Panics
-    /// If it has other axes.
-    pub(crate) fn matrix(&self) -> MatRef<'_, f32> {
-        let (layout, data) = (self.tensor.layout(), self.tensor.storage::<f32>());
-        let (shape, strides) = (layout.shape(), layout.strides());
-        assert_eq!(shape.num_dims(), 2, "a matrix has two axes");
-        let dense = |outer: usize, inner: usize| {
-            let rows = Rows::at(data, layout.start_offset(), [shape[outer], shape[inner]], strides[outer]);
-            rows.matrix()
-        };
-        if strides[1] == 1 { dense(0, 1) } else { dense(1, 0).transpose() }
+    /// As [`rows`](Self::rows), of integers.
+    pub(crate) fn words<const D: usize>(tensor: &Tensor<D, Int>) -> Option<Self> {
+        Self::new(tensor.clone().try_into_primitive::<Flex>().ok()?)
     }
 
     /// The rows of the last two axes, at `outer` of those before, of a tensor from [`rows`](Self::rows).
@@ -133,7 +104,11 @@ impl Operand {
         self.rows_at(outer)
     }
 
-    fn rows_at<T: Element + bytemuck::Pod>(&self, outer: &[usize]) -> Rows<'_, T> {
+    /// As [`at`](Self::at), in the tensor's own type.
+    ///
+    /// # Panics
+    /// As there.
+    pub(crate) fn rows_at<T: Element + bytemuck::Pod>(&self, outer: &[usize]) -> Rows<'_, T> {
         let (layout, data) = (self.tensor.layout(), self.tensor.storage::<T>());
         let (shape, strides) = (layout.shape(), layout.strides());
         let axes = shape.num_dims();
@@ -152,44 +127,5 @@ impl Operand {
         assert_eq!((layout.shape().num_dims(), layout.strides()[0]), (1, 1), "a vector has one dense axis");
         let start = layout.start_offset();
         &self.tensor.storage::<f32>()[start..start + layout.shape()[0]]
-    }
-}
-
-/// Cached tokens on the CPU, not copied, in the type in which they are kept.
-#[derive(Debug)]
-pub(crate) enum Cached<'a> {
-    F32(Operand),
-    F16(Operand),
-    Bf16(Operand),
-    Packed(&'a Packing, Operand),
-}
-
-impl<'a> Cached<'a> {
-    /// Keys, values or latents. `None` where they are not the CPU's.
-    pub(crate) fn float<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        match tensor.dtype() {
-            DType::F32 => Operand::rows(tensor).map(Cached::F32),
-            DType::F16 => Operand::half_rows(tensor).map(Cached::F16),
-            DType::BF16 => Operand::half_rows(tensor).map(Cached::Bf16),
-            _ => None,
-        }
-    }
-
-    /// Latents. `None` where they are not the CPU's.
-    pub(crate) fn latents(kept: Kept<'a>) -> Option<Self> {
-        match kept {
-            Kept::Float(latents) => Self::float(&latents),
-            Kept::Packed(packing, words) => Some(Cached::Packed(packing, Operand::words(&words)?)),
-        }
-    }
-
-    /// As [`Operand::at`].
-    pub(crate) fn at(&self, outer: &[usize]) -> Tokens<'_> {
-        match self {
-            Cached::F32(operand) => Tokens::F32(operand.at(outer)),
-            Cached::F16(operand) => Tokens::F16(operand.rows_at::<f16>(outer)),
-            Cached::Bf16(operand) => Tokens::Bf16(operand.rows_at::<bf16>(outer)),
-            Cached::Packed(packing, operand) => Tokens::Packed(packing, operand.rows_at::<i32>(outer)),
-        }
     }
 }

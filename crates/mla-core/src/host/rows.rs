@@ -1,31 +1,49 @@
 //! Products of a few rows with a tile, read as it lies.
 //!
-//! A general product packs its operands first, which pays when they are used often. A decoding step has a row a query head
-//! and reads a tile once or twice: here four rows at a time meet four tokens (scores, sums along the row) or two vectors of
-//! columns (weighted sums), held in registers. Vectors never pass through a closure: a closure is compiled for the oldest
-//! processor there is, and a call each.
+//! A general product packs its operands first, which pays when they are used often: with more than [`FEW_ROWS`]. A decoding
+//! step has a row a query head and reads a tile once or twice: here four rows at a time meet four tokens (scores, sums along
+//! the row) or two vectors of columns (weighted sums), held in registers. Vectors never pass through a closure: a closure is
+//! compiled for the oldest processor there is, and a call each.
 
+use faer::linalg::matmul::matmul;
+use faer::{Accum, MatMut, Par};
 use pulp::Simd;
 
 use super::operand::Rows;
 
+/// Rows of a product up to which packing its operands costs more than it saves.
+const FEW_ROWS: usize = 32;
 /// Rows, and tokens, of a block.
-const BLOCK: usize = 4;
+pub(crate) const BLOCK: usize = 4;
 
 /// `q kᵀ`.
 ///
 /// # Shapes
-/// - `queries`: `[rows, n]`, `keys`: `[tokens, n]`, `scores`: row-major `[rows, tokens]`
+/// - `queries`: `[rows, n]`, `keys`: `[tokens, n]`, `scores`: `[rows, tokens]`, rows `stride` apart
 #[inline(always)]
-pub(super) fn scores<S: Simd>(simd: S, queries: Rows<'_>, keys: Rows<'_>, scores: &mut [f32]) {
+pub(crate) fn scores<S: Simd>(simd: S, queries: Rows<'_>, keys: Rows<'_>, scores: &mut [f32], stride: usize) {
     let rows = queries.count;
+    if rows > FEW_ROWS {
+        // faer 0.24.4's constructor for rows with a stride confuses the two strides.
+        let columns = MatMut::from_column_major_slice_with_stride_mut(scores, keys.count, rows, stride);
+        matmul(
+            columns.transpose_mut(),
+            Accum::Replace,
+            queries.matrix(),
+            keys.matrix().transpose(),
+            1.0,
+            Par::Seq,
+        );
+        return;
+    }
     let mut row = 0;
     while row < rows {
+        let scores = &mut scores[row * stride..];
         match rows - row {
-            1 => score_rows::<S, 1>(simd, queries, keys, row, scores),
-            2 => score_rows::<S, 2>(simd, queries, keys, row, scores),
-            3 => score_rows::<S, 3>(simd, queries, keys, row, scores),
-            _ => score_rows::<S, BLOCK>(simd, queries, keys, row, scores),
+            1 => score_rows::<S, 1>(simd, queries, keys, row, scores, stride),
+            2 => score_rows::<S, 2>(simd, queries, keys, row, scores, stride),
+            3 => score_rows::<S, 3>(simd, queries, keys, row, scores, stride),
+            _ => score_rows::<S, BLOCK>(simd, queries, keys, row, scores, stride),
         }
         row += BLOCK;
     }
@@ -34,10 +52,15 @@ pub(super) fn scores<S: Simd>(simd: S, queries: Rows<'_>, keys: Rows<'_>, scores
 /// `out + weights · values`.
 ///
 /// # Shapes
-/// - `weights`: row-major `[rows, tokens]`, `values`: `[tokens, width]`, `out`: row-major `[rows, width]`
+/// - `weights`: `[rows, tokens]`, `values`: `[tokens, width]`, `out`: row-major `[rows, width]`
 #[inline(always)]
-pub(super) fn mix<S: Simd>(simd: S, weights: &[f32], values: Rows<'_>, out: &mut [f32]) {
-    let rows = weights.len() / values.count.max(1);
+pub(crate) fn mix<S: Simd>(simd: S, weights: Rows<'_>, values: Rows<'_>, out: &mut [f32]) {
+    let rows = weights.count;
+    if rows > FEW_ROWS {
+        let out = MatMut::from_row_major_slice_mut(out, rows, values.width);
+        matmul(out, Accum::Add, weights.matrix(), values.matrix(), 1.0, Par::Seq);
+        return;
+    }
     let mut row = 0;
     while row < rows {
         match rows - row {
@@ -57,11 +80,18 @@ fn score_rows<S: Simd, const Q: usize>(
     keys: Rows<'_>,
     row: usize,
     scores: &mut [f32],
+    stride: usize,
 ) {
     let tokens = keys.count;
     let mut block: [&[f32]; Q] = [&[]; Q];
     for (i, query) in block.iter_mut().enumerate() {
         *query = queries.row(row + i);
+    }
+    if Q == 1 {
+        for (token, score) in scores[..tokens].iter_mut().enumerate() {
+            *score = dot(simd, block[0], keys.row(token));
+        }
+        return;
     }
     let mut token = 0;
     while token + BLOCK <= tokens {
@@ -71,16 +101,35 @@ fn score_rows<S: Simd, const Q: usize>(
         }
         let dots = dots(simd, block, four);
         for (i, dots) in dots.iter().enumerate() {
-            let at = (row + i) * tokens + token;
+            let at = i * stride + token;
             scores[at..at + BLOCK].copy_from_slice(dots);
         }
         token += BLOCK;
     }
     for token in token..tokens {
         for (i, [dot]) in dots(simd, block, [keys.row(token)]).into_iter().enumerate() {
-            scores[(row + i) * tokens + token] = dot;
+            scores[i * stride + token] = dot;
         }
     }
+}
+
+/// One row reads the other from its start to its end, which memory likes best.
+#[inline(always)]
+fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
+    let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
+    let ((a_blocks, a), (b_blocks, b)) = (a.as_chunks::<BLOCK>(), b.as_chunks::<BLOCK>());
+    let mut sums = [simd.splat_f32s(0.0); BLOCK];
+    for (a, b) in a_blocks.iter().zip(b_blocks) {
+        for i in 0..BLOCK {
+            sums[i] = simd.mul_add_e_f32s(a[i], b[i], sums[i]);
+        }
+    }
+    for (a, b) in a.iter().zip(b) {
+        sums[0] = simd.mul_add_e_f32s(*a, *b, sums[0]);
+    }
+    let [first, second, third, fourth] = sums;
+    let sum = simd.add_f32s(simd.add_f32s(first, second), simd.add_f32s(third, fourth));
+    a_rest.iter().zip(b_rest).fold(simd.reduce_sum_f32s(sum), |sum, (a, b)| sum + a * b)
 }
 
 /// All products of some rows with some others.
@@ -117,17 +166,12 @@ fn dots<S: Simd, const Q: usize, const T: usize>(simd: S, a: [&[f32]; Q], b: [&[
 }
 
 #[inline(always)]
-fn mix_rows<S: Simd, const Q: usize>(
-    simd: S,
-    weights: &[f32],
-    values: Rows<'_>,
-    row: usize,
-    out: &mut [f32],
-) {
+fn mix_rows<S: Simd, const Q: usize>(simd: S, rows: Rows<'_>, values: Rows<'_>, row: usize, out: &mut [f32]) {
     let (tokens, width) = (values.count, values.width);
     let mut block: [&[f32]; Q] = [&[]; Q];
-    for (i, row) in weights[row * tokens..].chunks_exact(tokens).take(Q).enumerate() {
-        block[i] = row;
+    for (i, weights) in block.iter_mut().enumerate() {
+        // As long as there are tokens, so that no bound is checked in the loops.
+        *weights = &rows.row(row + i)[..tokens];
     }
     let weights = block;
     let out = &mut out[row * width..(row + Q) * width];
@@ -198,11 +242,16 @@ mod tests {
                 let (queries, tile) = (numbers(rows * width, 5), numbers(tokens * width, 7));
                 let matrix = |data, rows| Rows::new(data, rows, width);
                 let (q, k) = (matrix(&queries[..], rows), matrix(&tile[..], tokens));
-                let mut found = vec![0.0; rows * tokens];
-                scores(simd, q, k, &mut found);
+                // One number of room between rows.
+                let stride = tokens + 1;
+                let mut apart = vec![7.0; rows * stride];
+                scores(simd, q, k, &mut apart[..rows * stride - 1], stride);
+                assert!((0..rows).all(|row| apart[row * stride + tokens] == 7.0));
+                let found: Vec<f32> =
+                    apart.chunks_exact(stride).flat_map(|row| row[..tokens].to_vec()).collect();
                 let mut sums = numbers(rows * width, 3);
                 let before = sums.clone();
-                mix(simd, &found, k, &mut sums);
+                mix(simd, Rows::new(&found, rows, tokens), k, &mut sums);
                 for row in 0..rows {
                     for token in 0..tokens {
                         let right: f32 = (0..width).map(|i| q.row(row)[i] * k.row(token)[i]).sum();
@@ -217,7 +266,7 @@ mod tests {
             }
         }
         for (rows, tokens, width) in
-            [(1, 1, 1), (1, 9, 64), (3, 4, 70), (4, 6, 16), (7, 5, 33), (16, 128, 48)]
+            [(1, 1, 1), (1, 9, 64), (3, 4, 70), (4, 6, 16), (7, 5, 33), (16, 128, 48), (FEW_ROWS + 1, 9, 5)]
         {
             pulp::Arch::new().dispatch(Products { rows, tokens, width });
         }

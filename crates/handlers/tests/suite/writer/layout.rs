@@ -83,7 +83,7 @@ fn original_weights_are_stored_when_asked_for() {
         let module = if name == "gpt2" { "h.1.attn" } else { "model.layers.1.self_attn" };
         let tensors = read_tensors(&place(&scratch).join("model.safetensors"));
         for (key, slot) in [("w_k", LayerSlot::Key(Part::Weight)), ("w_v", LayerSlot::Value(Part::Weight))] {
-            let device = burn::tensor::Device::flex();
+            let device = burn::tensor::Device::default();
             let slot = Slot::Layer(1, slot);
             let original = Matrix::from_tensor(&donor.matrix(slot, &device).expect("a projection"));
             let expected = Raw::f32(&[original.rows, original.cols], &original.data);

@@ -41,14 +41,15 @@ fn every_kind_of_conversion_comes_back_bit_for_bit() {
                 let in_memory = logits(&load(&factors.over(&donor)), &ids(name));
                 assert_eq!(logits(&load(&model), &ids(name)), in_memory, "{what}");
                 for (slot, shape) in needed(&config) {
-                    let read = Matrix::from_tensor(&model.matrix(slot, &Device::flex()).expect("a factor"));
+                    let read =
+                        Matrix::from_tensor(&model.matrix(slot, &Device::default()).expect("a factor"));
                     assert_eq!(
                         ([read.rows, read.cols], Some(&read)),
                         (shape, factors.get(slot)),
                         "{what}, {slot}"
                     );
                 }
-                let original = model.matrix(Slot::Layer(0, LayerSlot::Key(Part::Weight)), &Device::flex());
+                let original = model.matrix(Slot::Layer(0, LayerSlot::Key(Part::Weight)), &Device::default());
                 assert_eq!(original.is_ok(), store_original_weights, "{what}");
             }
         }

@@ -5,25 +5,20 @@
 
 use std::ops::Range;
 
-use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use super::lanes;
 use super::made::Made;
-use super::operand::Rows;
 use super::running::Running;
 use super::tokens::{Tokens, gather, in_place};
-use super::{lanes, rows};
+use crate::host::{Rows, rows};
 
 /// New tokens up to which all heads share a unit; above, each has one of its own.
 const FEW: usize = 8;
 /// Tokens of a span, where a unit's context is cut: the same on every machine, so that the same numbers come out whatever the
 /// number of threads.
 const SPAN: usize = 512;
-
-/// Rows of a product up to which packing its operands costs more than it saves.
-const FEW_ROWS: usize = 32;
 
 /// What a layer has to do.
 #[derive(Clone, Debug)]
@@ -283,13 +278,7 @@ impl Unit<'_> {
         for rows in self.blocks(heads, from) {
             let queries = self.queries.span(rows.clone());
             let out = &mut scores[rows.start * keys.count..rows.end * keys.count];
-            if rows.len() <= FEW_ROWS {
-                rows::scores(simd, queries, keys, out);
-            } else {
-                let out = MatMut::from_row_major_slice_mut(out, rows.len(), keys.count);
-                let keys = keys.matrix().transpose();
-                matmul(out, Accum::Replace, queries.matrix(), keys, 1.0, Par::Seq);
-            }
+            rows::scores(simd, queries, keys, out, keys.count);
         }
     }
 
@@ -329,15 +318,9 @@ impl Unit<'_> {
     fn mix<S: Simd>(&mut self, simd: S, heads: Range<usize>, from: usize, values: Rows<'_>, weights: &[f32]) {
         let (count, width) = (values.count, self.running.width);
         for rows in self.blocks(heads, from) {
-            let weights = &weights[rows.start * count..rows.end * count];
+            let weights = Rows::new(&weights[rows.start * count..rows.end * count], rows.len(), count);
             let mixed = &mut self.running.mixed[rows.start * width..rows.end * width];
-            if rows.len() <= FEW_ROWS {
-                rows::mix(simd, weights, values, mixed);
-            } else {
-                let weights = MatRef::from_row_major_slice(weights, rows.len(), count);
-                let mixed = MatMut::from_row_major_slice_mut(mixed, rows.len(), width);
-                matmul(mixed, Accum::Add, weights, values.matrix(), 1.0, Par::Seq);
-            }
+            rows::mix(simd, weights, values, mixed);
         }
     }
 }

@@ -3,16 +3,18 @@
 use std::ops::Range;
 
 use faer::linalg::matmul::matmul;
-use faer::{Accum, MatMut, MatRef, Par};
+use faer::{Accum, MatMut, Par};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 
 use super::lanes;
-use super::operand::Rows;
+use crate::host::{Rows, rows};
 
 /// How keys, or values, are made of latents: `Σ latents[columns] · matrix + bias`, then the rotation.
 #[derive(Clone, Debug)]
 pub(super) struct Made<'a> {
     /// Columns of the latents and their matrices `[columns, d_kv]`.
-    pub(super) terms: Vec<(Range<usize>, MatRef<'a, f32>)>,
+    pub(super) terms: Vec<(Range<usize>, Rows<'a>)>,
     /// `[d_kv]`.
     pub(super) bias: Option<&'a [f32]>,
     /// Of keys.
@@ -40,18 +42,14 @@ impl Made<'_> {
     /// # Shapes
     /// - `queries`: `[rows, d_head]`, `rows_a_head` of each head
     pub(super) fn to_latents(&self, queries: Rows<'_>, heads: Range<usize>, rows_a_head: usize) -> Vec<f32> {
-        let (span, d_head) = (self.span(), queries.width);
-        let mut out = vec![0.0; queries.count * span.len()];
-        let mut latents = MatMut::from_row_major_slice_mut(&mut out, queries.count, span.len());
-        for (at, head) in heads.enumerate() {
-            let rows = at * rows_a_head..(at + 1) * rows_a_head;
-            let mut latents = latents.as_mut().subrows_mut(rows.start, rows_a_head);
-            for (columns, weight) in &self.terms {
-                let part = latents.as_mut().subcols_mut(columns.start - span.start, columns.len());
-                let weight = weight.subcols(head * d_head, d_head).transpose();
-                matmul(part, Accum::Replace, queries.span(rows.clone()).matrix(), weight, 1.0, Par::Seq);
-            }
-        }
+        let width = self.span().len();
+        let mut out = vec![0.0; queries.count * width];
+        out.par_chunks_mut((rows_a_head * width).max(1)).zip(heads).enumerate().for_each(
+            |(at, (out, head))| {
+                let queries = queries.span(at * rows_a_head..(at + 1) * rows_a_head);
+                pulp::Arch::new().dispatch(ToLatents { made: self, head, queries, out });
+            },
+        );
         out
     }
 
@@ -60,23 +58,13 @@ impl Made<'_> {
     /// # Shapes
     /// - `mean`: row-major `[rows, span]`, `rows_a_head` of each head, `out`: row-major `[rows, d_head]`
     pub(super) fn to_values(&self, mean: &[f32], heads: Range<usize>, rows_a_head: usize, out: &mut [f32]) {
-        let (span, rows) = (self.span(), heads.len() * rows_a_head);
+        let (width, rows) = (self.span().len(), heads.len() * rows_a_head);
         let d_head = out.len() / rows;
-        let mean = Rows::new(mean, rows, span.len());
-        for ((at, head), out) in heads.enumerate().zip(out.chunks_exact_mut(rows_a_head * d_head)) {
+        let mean = Rows::new(mean, rows, width);
+        out.par_chunks_mut(rows_a_head * d_head).zip(heads).enumerate().for_each(|(at, (out, head))| {
             let mean = mean.span(at * rows_a_head..(at + 1) * rows_a_head);
-            let mut values = MatMut::from_row_major_slice_mut(out, rows_a_head, d_head);
-            for (term, (columns, weight)) in self.terms.iter().enumerate() {
-                let accum = if term == 0 { Accum::Replace } else { Accum::Add };
-                let part = mean.columns(columns.start - span.start..columns.end - span.start).matrix();
-                let weight = weight.subcols(head * d_head, d_head);
-                matmul(values.as_mut(), accum, part, weight, 1.0, Par::Seq);
-            }
-            if let Some(bias) = self.bias {
-                let bias = &bias[head * d_head..(head + 1) * d_head];
-                out.chunks_exact_mut(d_head).for_each(|row| lanes::add_scaled(row, bias, 1.0));
-            }
-        }
+            pulp::Arch::new().dispatch(ToValues { made: self, head, mean, out });
+        });
     }
 
     /// Some columns of keys or values of a tile, before the rotation: row-major `[tokens, columns]`.
@@ -93,12 +81,62 @@ impl Made<'_> {
         for (at, (read, weight)) in self.terms.iter().enumerate() {
             let accum = if at == 0 { Accum::Replace } else { Accum::Add };
             let read = latents.columns(read.clone()).matrix();
-            matmul(out.as_mut(), accum, read, weight.subcols(columns.start, width), 1.0, Par::Seq);
+            matmul(out.as_mut(), accum, read, weight.columns(columns.clone()).matrix(), 1.0, Par::Seq);
         }
         if let Some(bias) = self.bias {
             room.chunks_exact_mut(width).for_each(|row| lanes::add_scaled(row, &bias[columns.clone()], 1.0));
         }
         room
+    }
+}
+
+/// Queries of one kv head, to the latents.
+struct ToLatents<'m, 'a> {
+    made: &'m Made<'a>,
+    head: usize,
+    queries: Rows<'m>,
+    out: &'m mut [f32],
+}
+
+impl WithSimd for ToLatents<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { made, head, queries, out } = self;
+        let (span, d_head) = (made.span(), queries.width);
+        for (columns, weight) in &made.terms {
+            let weight = weight.columns(head * d_head..(head + 1) * d_head);
+            let out = &mut out[columns.start - span.start..];
+            rows::scores(simd, queries, weight, out, span.len());
+        }
+    }
+}
+
+/// Means of latents, to the values of one kv head.
+struct ToValues<'m, 'a> {
+    made: &'m Made<'a>,
+    head: usize,
+    mean: Rows<'m>,
+    out: &'m mut [f32],
+}
+
+impl WithSimd for ToValues<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { made, head, mean, out } = self;
+        let (start, d_head) = (made.span().start, out.len() / mean.count);
+        out.fill(0.0);
+        for (columns, weight) in &made.terms {
+            let mean = mean.columns(columns.start - start..columns.end - start);
+            rows::mix(simd, mean, weight.columns(head * d_head..(head + 1) * d_head), out);
+        }
+        if let Some(bias) = made.bias {
+            let bias = &bias[head * d_head..(head + 1) * d_head];
+            out.chunks_exact_mut(d_head).for_each(|row| lanes::add_scaled(row, bias, 1.0));
+        }
     }
 }
 

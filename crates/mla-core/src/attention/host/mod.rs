@@ -11,8 +11,6 @@
 mod kernel;
 mod lanes;
 mod made;
-mod operand;
-mod rows;
 mod running;
 mod tokens;
 
@@ -23,9 +21,10 @@ use super::frame::Frame;
 use super::latent::LatentAttention;
 use super::projections;
 use crate::cache::Memory;
+use crate::host::Operand;
 use kernel::{Sequence, Shape, Side};
 use made::{Made, Rotated};
-use operand::{Cached, Operand};
+use tokens::Cached;
 
 /// Tokens of a tile: rebuilt keys of 4 kv heads of 64 numbers fill 128 KB.
 pub(super) const TILE: usize = 128;
@@ -38,8 +37,7 @@ struct Matrices {
 
 impl Matrices {
     fn of(made: &projections::Made) -> Option<Self> {
-        let terms =
-            made.terms.iter().map(|term| Some((term.columns.clone(), Operand::weight(&term.weight)?)));
+        let terms = made.terms.iter().map(|term| Some((term.columns.clone(), Operand::rows(&term.weight)?)));
         let bias = match &made.bias {
             None => None,
             Some(bias) => Some(Operand::rows(bias)?),
@@ -49,7 +47,7 @@ impl Matrices {
 
     fn side<'a>(&'a self, path: Path, rotated: Option<Rotated<'a>>) -> Side<'a> {
         let made = Made {
-            terms: self.terms.iter().map(|(columns, weight)| (columns.clone(), weight.matrix())).collect(),
+            terms: self.terms.iter().map(|(columns, weight)| (columns.clone(), weight.at(&[]))).collect(),
             bias: self.bias.as_ref().map(Operand::vector),
             rotated,
         };

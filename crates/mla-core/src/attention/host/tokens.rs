@@ -2,11 +2,51 @@
 
 use std::ops::Range;
 
+use burn::tensor::{DType, Tensor};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
-use super::operand::Rows;
-use crate::cache::Packing;
+use crate::cache::{Kept, Packing};
+use crate::host::{Operand, Rows};
+
+/// Cached tokens on the CPU, not copied, in the type in which they are kept.
+#[derive(Debug)]
+pub(crate) enum Cached<'a> {
+    F32(Operand),
+    F16(Operand),
+    Bf16(Operand),
+    Packed(&'a Packing, Operand),
+}
+
+impl<'a> Cached<'a> {
+    /// Keys, values or latents. `None` where they are not the CPU's.
+    pub(crate) fn float<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
+        match tensor.dtype() {
+            DType::F32 => Operand::rows(tensor).map(Cached::F32),
+            DType::F16 => Operand::of(tensor).map(Cached::F16),
+            DType::BF16 => Operand::of(tensor).map(Cached::Bf16),
+            _ => None,
+        }
+    }
+
+    /// Latents. `None` where they are not the CPU's.
+    pub(crate) fn latents(kept: Kept<'a>) -> Option<Self> {
+        match kept {
+            Kept::Float(latents) => Self::float(&latents),
+            Kept::Packed(packing, words) => Some(Cached::Packed(packing, Operand::words(&words)?)),
+        }
+    }
+
+    /// As [`Operand::at`].
+    pub(crate) fn at(&self, outer: &[usize]) -> Tokens<'_> {
+        match self {
+            Cached::F32(operand) => Tokens::F32(operand.at(outer)),
+            Cached::F16(operand) => Tokens::F16(operand.rows_at::<f16>(outer)),
+            Cached::Bf16(operand) => Tokens::Bf16(operand.rows_at::<bf16>(outer)),
+            Cached::Packed(packing, operand) => Tokens::Packed(packing, operand.rows_at::<i32>(outer)),
+        }
+    }
+}
 
 /// Rows of a cache, one a token.
 #[derive(Clone, Copy, Debug)]

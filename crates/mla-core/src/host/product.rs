@@ -1,0 +1,250 @@
+//! A few rows times a weight: what a decoding step does in every layer.
+//!
+//! It reads each weight once and does little with it, so it can be as fast as memory is read. The backend's general product
+//! takes one row on one thread; here a weight is cut into parts that lie apart in memory, each of which a thread reads from
+//! its start to its end. (Parts of columns, which every row of the weight jumps into anew, are read half as fast.) The cut
+//! depends on the weight alone, so that any number of threads that shares a product gives the same numbers.
+
+use std::ops::Range;
+
+use burn::tensor::{Tensor, TensorData};
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::operand::{Operand, Rows};
+use super::rows::{self, BLOCK};
+
+/// Rows up to which a weight is read as it lies; with more the backend's product, which packs it, is faster.
+const FEW: usize = 8;
+/// Numbers of a weight, about, that a part has at least.
+const PART: usize = 1 << 17;
+/// Parts at most: their sums have to be added up.
+const PARTS: usize = 16;
+
+/// `x W`. `None` where the tensors are not the CPU's or the backend's product is the faster one: with many rows, and with one
+/// row on one thread.
+///
+/// # Shapes
+/// - `x`: `[rows, d_in]`, `weight`: `[d_in, d_out]` → `[rows, d_out]`
+pub(crate) fn product(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
+    if x.dims()[0] == 1 && rayon::current_num_threads() == 1 {
+        return None;
+    }
+    on_slices(x, weight, |x, weight| {
+        let count = x.count * weight.width;
+        let sum = |(part, out): (Range<usize>, &mut [f32])| {
+            pulp::Arch::new().dispatch(Sum { x: x.columns(part.clone()), weight: weight.span(part), out });
+        };
+        let parts: Vec<_> = parts(weight).collect();
+        let mut out = vec![0.0; parts.len() * count];
+        if let [part] = &parts[..] {
+            sum((part.clone(), &mut out));
+        } else {
+            parts.into_par_iter().zip(out.par_chunks_mut(count.max(1))).for_each(sum);
+            let (total, others) = out.split_at_mut(count);
+            for other in others.chunks_exact(count) {
+                total.iter_mut().zip(other).for_each(|(x, y)| *x += y);
+            }
+            out.truncate(count);
+        }
+        (out, weight.width)
+    })
+}
+
+/// `x Wᵀ`. `None` where the tensors are not the CPU's or there are many rows.
+///
+/// # Shapes
+/// - `x`: `[rows, d_in]`, `weight`: `[d_out, d_in]` → `[rows, d_out]`
+pub(crate) fn product_transposed(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
+    on_slices(x, weight, |x, weight| {
+        let dots = |part: Range<usize>| {
+            let mut out = vec![0.0; x.count * part.len()];
+            pulp::Arch::new().dispatch(Dots { x, weight: weight.span(part), out: &mut out });
+            out
+        };
+        let parts: Vec<_> = parts(weight).collect();
+        if let [part] = &parts[..] {
+            return (dots(part.clone()), weight.count);
+        }
+        let found: Vec<_> = parts.into_par_iter().map(dots).collect();
+        let row = |row: usize| found.iter().map(move |part| (part, part.len() / x.count, row));
+        let out = (0..x.count).flat_map(row).flat_map(|(part, width, row)| &part[row * width..][..width]);
+        (out.copied().collect(), weight.count)
+    })
+}
+
+/// The product of slices, and its width, as a tensor.
+fn on_slices(
+    x: &Tensor<2>,
+    weight: &Tensor<2>,
+    product: impl FnOnce(Rows<'_>, Rows<'_>) -> (Vec<f32>, usize),
+) -> Option<Tensor<2>> {
+    let [count, _] = x.dims();
+    if !(1..=FEW).contains(&count) {
+        return None;
+    }
+    let (rows, weight) = (Operand::rows(x)?, Operand::rows(weight)?);
+    let (out, width) = product(rows.at(&[]), weight.at(&[]));
+    Some(Tensor::from_data(TensorData::new(out, [count, width]), &x.device()))
+}
+
+/// Rows of a weight, cut into parts of as many each, whole blocks.
+fn parts(weight: Rows<'_>) -> impl Iterator<Item = Range<usize>> {
+    let parts = (weight.count * weight.width / PART).next_power_of_two().min(PARTS);
+    let rows = weight.count.div_ceil(parts).next_multiple_of(BLOCK);
+    (0..weight.count).step_by(rows).map(move |start| start..weight.count.min(start + rows))
+}
+
+/// `out + x W`, row-major.
+struct Sum<'a> {
+    x: Rows<'a>,
+    weight: Rows<'a>,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Sum<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { x, weight, out } = self;
+        // A single row reads the weight from its start to its end; several share what of it is in the registers.
+        let block = if x.count == 1 { 1 } else { BLOCK };
+        for start in (0..weight.count).step_by(block) {
+            let span = start..weight.count.min(start + block);
+            for row in (0..x.count).step_by(BLOCK) {
+                match x.count - row {
+                    1 => add_span::<S, 1>(simd, x, row, weight, span.clone(), out),
+                    2 => add_span::<S, 2>(simd, x, row, weight, span.clone(), out),
+                    3 => add_span::<S, 3>(simd, x, row, weight, span.clone(), out),
+                    _ => add_span::<S, BLOCK>(simd, x, row, weight, span.clone(), out),
+                }
+            }
+        }
+    }
+}
+
+/// What some rows of the weight add to `X` rows of the product.
+#[inline(always)]
+fn add_span<S: Simd, const X: usize>(
+    simd: S,
+    x: Rows<'_>,
+    row: usize,
+    weight: Rows<'_>,
+    span: Range<usize>,
+    out: &mut [f32],
+) {
+    let out = &mut out[row * weight.width..][..X * weight.width];
+    if span.len() == BLOCK {
+        add::<S, X, BLOCK>(simd, x, row, weight, span.start, out);
+    } else {
+        for start in span {
+            add::<S, X, 1>(simd, x, row, weight, start, out);
+        }
+    }
+}
+
+/// What `W` rows of the weight add to `X` rows of the product.
+#[inline(always)]
+fn add<S: Simd, const X: usize, const W: usize>(
+    simd: S,
+    x: Rows<'_>,
+    row: usize,
+    weight: Rows<'_>,
+    start: usize,
+    out: &mut [f32],
+) {
+    let mut vectors: [(&[S::f32s], &[f32]); W] = [(&[], &[]); W];
+    let mut singles = [[0.0; W]; X];
+    let mut factors = [[simd.splat_f32s(0.0); W]; X];
+    let mut sums: [(&mut [S::f32s], &mut [f32]); X] = std::array::from_fn(|_| Default::default());
+    for (i, out) in out.chunks_exact_mut(weight.width).enumerate() {
+        sums[i] = S::as_mut_simd_f32s(out);
+        singles[i].copy_from_slice(&x.row(row + i)[start..start + W]);
+        for (vector, single) in factors[i].iter_mut().zip(singles[i]) {
+            *vector = simd.splat_f32s(single);
+        }
+    }
+    let length = sums[0].0.len();
+    for (j, (vectors, rest)) in vectors.iter_mut().enumerate() {
+        (*vectors, *rest) = S::as_simd_f32s(weight.row(start + j));
+        // As long as the sums, so that no bound is checked in the loop.
+        *vectors = &vectors[..length];
+    }
+    for at in 0..length {
+        for i in 0..X {
+            let mut sum = sums[i].0[at];
+            for j in 0..W {
+                sum = simd.mul_add_e_f32s(factors[i][j], vectors[j].0[at], sum);
+            }
+            sums[i].0[at] = sum;
+        }
+    }
+    for (factors, (_, sums)) in singles.iter().zip(sums) {
+        for (at, sum) in sums.iter_mut().enumerate() {
+            for (factor, (_, rest)) in factors.iter().zip(vectors) {
+                *sum += factor * rest[at];
+            }
+        }
+    }
+}
+
+/// `x Wᵀ`, row-major.
+struct Dots<'a> {
+    x: Rows<'a>,
+    weight: Rows<'a>,
+    out: &'a mut [f32],
+}
+
+impl WithSimd for Dots<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        rows::scores(simd, self.x, self.weight, self.out, self.weight.count);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{Device, Distribution, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn a_few_rows_times_a_weight_are_the_backends_product() {
+        let device = Device::flex();
+        device.seed(1);
+        let random =
+            |rows, columns| Tensor::<2>::random([rows, columns], Distribution::Normal(0.0, 1.0), &device);
+        let two = rayon::ThreadPoolBuilder::new().num_threads(2).build().expect("a pool");
+        // Fewer columns than a vector, several parts, odd ends.
+        for (rows, d_in, d_out) in [(1, 1, 1), (1, 7, 3), (1, 300, 2500), (3, 2501, 129), (FEW, 1009, 513)] {
+            let (x, weight) = (random(rows, d_in), random(d_in, d_out));
+            let right = x.clone().matmul(weight.clone());
+            let turned = Tensor::from_data(weight.clone().transpose().into_data(), &device);
+            let found = two.install(|| [product(&x, &weight), product_transposed(&x, &turned)]);
+            for found in found {
+                let gap: f32 = (found.expect("on the CPU") - right.clone()).abs().max().into_scalar();
+                assert!(gap < 1e-3, "{rows} × {d_in} × {d_out}: {gap}");
+            }
+        }
+        assert!(product(&random(FEW + 1, 4), &random(4, 4)).is_none());
+        assert!(product(&random(2, 4), &random(4, 4).transpose()).is_none());
+    }
+
+    #[test]
+    fn any_number_of_threads_gives_the_same_bits() {
+        let device = Device::flex();
+        let (x, weight) = (
+            Tensor::<2>::random([2, 500], Distribution::Default, &device),
+            Tensor::<2>::random([500, 2000], Distribution::Default, &device),
+        );
+        let with = |threads: usize| {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+            pool.install(|| product(&x, &weight).expect("on the CPU").into_data())
+        };
+        let one = with(1);
+        assert!([2, 3, 5].into_iter().all(|threads| with(threads) == one));
+    }
+}
