@@ -30,8 +30,8 @@ pub enum Step {
     Doc,
     /// Type check of the `cuda` feature, without a CUDA toolkit
     CudaCheck,
-    /// Type check of the `wgpu` feature
-    WgpuCheck,
+    /// Tests on the `wgpu` feature over Mesa's software Vulkan
+    Wgpu,
     /// calib's tests on LAPACK
     Lapack,
     /// Integration tests on real weights
@@ -40,6 +40,26 @@ pub enum Step {
 
 /// What runs where nothing is asked for.
 const USUAL: [Step; 5] = [Step::Fmt, Step::Clippy, Step::Tidy, Step::Test, Step::Doc];
+
+/// Where Debian's Mesa describes its software Vulkan driver.
+const DRIVERS: &str = "/usr/share/vulkan/icd.d";
+
+/// What the tests on a software Vulkan run: whole passes, passes through caches of every kind, and the binary. The rest
+/// computes on the host, or compares bytes that only one backend gives.
+const ON_WGPU: [&str; 12] = [
+    "decoder::paths::",
+    "packing::",
+    "goldens::",
+    "latent::",
+    "methods::",
+    "blocks::",
+    "conversion::",
+    "devices::",
+    "eval::",
+    "generate::",
+    "quantised::",
+    "training::",
+];
 
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,6 +125,9 @@ fn obstacle(workspace: &Workspace, step: Step) -> Result<Option<String>> {
         Step::Lapack if !links_openblas(&workspace.target)? => {
             Some("OpenBLAS cannot be linked (Debian: apt-get install libopenblas-dev)".into())
         }
+        Step::Wgpu if software_vulkan(DRIVERS.as_ref()).is_none() => {
+            Some("no software Vulkan (Debian: apt-get install mesa-vulkan-drivers libvulkan1)".into())
+        }
         Step::RealModels => missing_models(std::env::var_os(MODELS).map(PathBuf::from).as_deref()),
         _ => None,
     })
@@ -116,6 +139,29 @@ fn missing_models(folder: Option<&Path>) -> Option<String> {
         Some(folder) if !folder.as_os_str().is_empty() => None,
         _ => Some(format!("{MODELS} names no folder with {MODEL}")),
     }
+}
+
+/// The description of Mesa's lavapipe, the first of those there are.
+fn software_vulkan(drivers: &Path) -> Option<PathBuf> {
+    let described = |entry: std::io::Result<std::fs::DirEntry>| {
+        let path = entry.ok()?.path();
+        path.file_name()?.to_string_lossy().starts_with("lvp_icd").then_some(path)
+    };
+    std::fs::read_dir(drivers).ok()?.filter_map(described).min()
+}
+
+/// The environment in which every device of a test is the software Vulkan, and nothing stands in for it.
+fn on_software_vulkan() -> Vec<(&'static str, PathBuf)> {
+    let driver = software_vulkan(DRIVERS.as_ref()).unwrap_or_default();
+    vec![
+        ("VK_DRIVER_FILES", driver.clone()),
+        ("VK_ICD_FILENAMES", driver),
+        ("VK_LOADER_LAYERS_DISABLE", "~all~".into()),
+        // wgpu would take OpenGL in silence where Vulkan is missing.
+        ("__EGL_VENDOR_LIBRARY_FILENAMES", "/nonexistent.json".into()),
+        ("BURN_DEVICE", "wgpu".into()),
+        ("SHRINK_DEVICE", "wgpu".into()),
+    ]
 }
 
 /// Whether the C compiler finds OpenBLAS.
@@ -145,9 +191,26 @@ impl Step {
     /// The cargo command; `None` for tidy, which runs in this process.
     ///
     /// All of them use the release profile, so that lints, documentation and tests share what they build. The backends
-    /// have a folder of their own, so that a check never stands in the way of a build.
+    /// have a folder of their own, so that none of them stands in the way of a build.
     fn recipe(self, target: &Path) -> Option<Recipe> {
         let backends = || ("CARGO_TARGET_DIR", target.join("backends"));
+        let on_wgpu = [
+            &[
+                "test",
+                "--release",
+                "--workspace",
+                "--features",
+                "cli/wgpu",
+                "--lib",
+                "--test",
+                "suite",
+                "--test",
+                "e2e",
+                "--",
+            ][..],
+            &ON_WGPU,
+        ]
+        .concat();
         let (args, env): (&[&str], Vec<_>) = match self {
             Step::Tidy => return None,
             Step::Fmt => (&["fmt", "--check"], vec![]),
@@ -164,7 +227,7 @@ impl Step {
                 &["check", "--release", "-p", "cli", "--no-default-features", "--features", "cpu,cuda"],
                 vec![backends(), ("DOCS_RS", "1".into())],
             ),
-            Step::WgpuCheck => (&["check", "--release", "-p", "cli", "--features", "wgpu"], vec![backends()]),
+            Step::Wgpu => (&on_wgpu, [backends()].into_iter().chain(on_software_vulkan()).collect()),
             // Always the whole workspace: one package alone would unify the features of dependencies differently and
             // build burn once more. One thread: OpenBLAS with several collapses on a busy machine.
             Step::Lapack => (
@@ -235,15 +298,26 @@ mod tests {
     }
 
     #[test]
-    fn backends_are_checked_beside_the_build_and_never_in_it() {
-        for step in [Step::CudaCheck, Step::WgpuCheck] {
+    fn backends_are_built_beside_the_build_and_never_in_it() {
+        for step in [Step::CudaCheck, Step::Wgpu] {
             let recipe = step.recipe(Path::new("t")).expect("a cargo command");
             assert!(
                 recipe.env.contains(&("CARGO_TARGET_DIR", Path::new("t").join("backends"))),
                 "{recipe:?}"
             );
-            assert_eq!(recipe.args[0], "check");
         }
+    }
+
+    #[test]
+    fn the_software_driver_is_told_from_others() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let found = || software_vulkan(folder.path());
+        assert_eq!(found(), None);
+        std::fs::write(folder.path().join("radeon_icd.x86_64.json"), "").expect("a driver");
+        assert_eq!(found(), None);
+        let lavapipe = folder.path().join("lvp_icd.x86_64.json");
+        std::fs::write(&lavapipe, "").expect("a driver");
+        assert_eq!(found(), Some(lavapipe));
     }
 
     #[test]
