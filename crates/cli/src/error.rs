@@ -77,6 +77,14 @@ pub enum UserError {
         /// What to do.
         hint: String,
     },
+    /// A cache in numbers that the device has not.
+    #[error(
+        "the device cannot keep this model's cache in {dtype}: it does not compute in all the types that takes"
+    )]
+    CacheOnDevice {
+        /// What was asked for, or is the folder's own.
+        dtype: &'static str,
+    },
     /// Integers for a cache that has no latents.
     #[error("{dtype} is for latents, and this model caches keys and values")]
     NoLatents {
@@ -175,6 +183,7 @@ impl UserError {
             }
             UserError::CalibrationDataset { source, .. } => return Some(dataset_hint(source)),
             UserError::Device { hint, .. } => hint.clone(),
+            UserError::CacheOnDevice { .. } => "--cache-dtype f32 runs everywhere; --device cpu has every type".into(),
             UserError::NoSpectra { .. } => "convert the donor again at the ratio you want".into(),
             UserError::NoLatents { .. } => {
                 "take f16 or bf16; or shrink convert --compression-ratio 1, which has latents as wide as keys and values".into()

@@ -114,10 +114,16 @@ impl Session {
     /// As [`open`](Self::open), to be run with a cache as asked for.
     ///
     /// # Errors
-    /// As [`open`](Self::open), and when integers are asked for and there are no latents.
+    /// As [`open`](Self::open), and when integers are asked for and there are no latents, or the device does not compute in the
+    /// cache's type.
     pub fn open_to_run(&self, name: &str, cache: CacheArgs) -> anyhow::Result<Opened> {
         let mut opened = self.open(name)?;
         self.keep_cache_as(&mut opened, cache)?;
+        let config = opened.model.config();
+        let dense = (0..config.n_layers()).any(|layer| config.latent(layer).is_none());
+        if !config.cache_dtype.runs_on(&self.device, dense) {
+            return Err(UserError::CacheOnDevice { dtype: config.cache_dtype.name() }.into());
+        }
         if let Some(ratio) = cache.compression_ratio {
             opened.shorter = Some(shorter(self, &opened.model, ratio)?);
         }

@@ -3,9 +3,11 @@
 //! [`GroupedAttention`] is the donor's; [`LatentAttention`] replaces it after a conversion. Both share the rotary
 //! embedding ([`rope`]) and what a pass may see ([`Frame`]). Over keys and values as a whole the weighted sum is
 //! `scores.rs`; a latent layer with a cache goes through it a tile at a time instead (`tiled.rs`), along the path that
-//! `cost.rs` counts as the cheaper; on the CPU `host/` takes that walk.
+//! `cost.rs` counts as the cheaper; on the CPU `host/` takes that walk, and on other devices `cube/` where it times faster.
 
 mod cost;
+#[cfg_attr(not(feature = "cube"), path = "cube/absent.rs")]
+mod cube;
 mod frame;
 mod grouped;
 #[cfg_attr(not(feature = "cpu"), path = "host/absent.rs")]
@@ -15,6 +17,7 @@ mod projections;
 pub mod rope;
 mod scores;
 mod tiled;
+mod trial;
 
 pub use cost::{Path, Paths, Work};
 pub use frame::{Frame, Padding};
@@ -23,7 +26,7 @@ pub use latent::LatentAttention;
 pub use projections::{CrossTerms, JointProjections, Projections, SplitProjections};
 pub use rope::{RopeConfig, RopeScaling, RopeTable};
 #[cfg(test)]
-pub(crate) use tiled::Walk;
+pub(crate) use tiled::{Cubes, Walk};
 
 use burn::module::Module;
 use burn::tensor::Tensor;

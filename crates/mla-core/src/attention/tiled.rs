@@ -16,6 +16,7 @@ use super::host;
 use super::latent::LatentAttention;
 use super::projections::{Made, Term};
 use super::scores::{join_heads, split_heads};
+use super::trial::if_faster;
 use crate::cache::Memory;
 use crate::linear::linear;
 
@@ -29,8 +30,21 @@ const HIDDEN: f32 = -1e30;
 pub(crate) struct Walk {
     /// Tokens of a tile of the CPU's own kernel, which goes first where it can; `None` to pass it over.
     pub(crate) host: Option<usize>,
+    /// When to take the kernel of CUDA and wgpu.
+    pub(crate) cubes: Cubes,
     /// Tokens of a tile of tensors, on any backend.
     pub(crate) tensors: usize,
+}
+
+/// When to take the kernel of CUDA and wgpu, of the places where it applies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cubes {
+    /// Where it measures faster than tiles of tensors.
+    IfFaster,
+    #[cfg(test)]
+    Always,
+    #[cfg(test)]
+    Never,
 }
 
 /// Softmax and weighted sum of the tiles so far, a row a query head and new token.
@@ -80,7 +94,14 @@ impl LatentAttention {
     ) -> Tensor<3> {
         memory.store(layer, frame.past(), self.projections.down(h.clone()));
         let paths = self.work(frame, layer).paths();
-        self.attend_along(paths, Walk { host: Some(host::TILE), tensors: TILE }, h, frame, layer, memory)
+        self.attend_along(
+            paths,
+            Walk { host: Some(host::TILE), cubes: Cubes::IfFaster, tensors: TILE },
+            h,
+            frame,
+            layer,
+            memory,
+        )
     }
 
     /// What this layer has to do in a pass, a sequence.
@@ -117,9 +138,17 @@ impl LatentAttention {
         let q =
             frame.rotate(split_heads(linear(&self.q_proj, h), self.n_heads)).reshape([batch, rows, d_head]);
         let q = q * (1.0 / (d_head as f64).sqrt());
+        let on_cubes = || self.heads_on_cubes(paths, &q, frame, layer, memory);
+        let by_tiles = || self.heads_by_tiles(paths, walk.tensors, q.clone(), frame, layer, memory);
         let heads = walk.host.and_then(|tile| self.heads_on_host(paths, tile, &q, frame, layer, memory));
-        let heads =
-            heads.unwrap_or_else(|| self.heads_by_tiles(paths, walk.tensors, q, frame, layer, memory));
+        let heads = heads.or_else(|| match walk.cubes {
+            Cubes::IfFaster => if_faster(batch, self.work(frame, layer), &q.device(), on_cubes, by_tiles),
+            #[cfg(test)]
+            Cubes::Always => on_cubes(),
+            #[cfg(test)]
+            Cubes::Never => None,
+        });
+        let heads = heads.unwrap_or_else(by_tiles);
         linear(&self.o_proj, join_heads(heads.reshape([batch, self.n_heads, t_q, d_head])))
     }
 
@@ -201,7 +230,7 @@ impl LatentAttention {
     ///
     /// # Shapes
     /// - `q`: `[batch, rows, d_head]` → `[batch, rows, span]`
-    fn taken_to_latents(&self, keys: &Made, q: Tensor<3>) -> Tensor<3> {
+    pub(super) fn taken_to_latents(&self, keys: &Made, q: Tensor<3>) -> Tensor<3> {
         let [batch, rows, _] = q.dims();
         let q = self.by_kv_head(q);
         let term = |term: &Term| q.clone().matmul(self.heads_of(term).transpose());
@@ -215,7 +244,7 @@ impl LatentAttention {
     ///
     /// # Shapes
     /// - `mixed`: `[batch, rows, span]` → `[batch, rows, d_head]`
-    fn taken_to_values(&self, values: &Made, mixed: Tensor<3>) -> Tensor<3> {
+    pub(super) fn taken_to_values(&self, values: &Made, mixed: Tensor<3>) -> Tensor<3> {
         let [batch, rows, _] = mixed.dims();
         let mixed = self.by_kv_head(mixed);
         let first = values.span().start;

@@ -1,6 +1,6 @@
 //! What a cached number is kept as.
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Device};
 
 use super::packing::Packing;
 
@@ -63,6 +63,13 @@ impl CacheDtype {
             Self::F16 => DType::F16,
             Self::Bf16 | Self::Int8 | Self::Int4 | Self::Int3 => DType::BF16,
         }
+    }
+
+    /// Whether a device computes with what a cache keeps in this type; `dense` says whether it has layers without latents. A
+    /// device that does not gives garbage, without an error.
+    pub fn runs_on(self, device: &Device, dense: bool) -> bool {
+        let of_integers = self.bits().is_some() && !dense;
+        of_integers || device.supports_dtype(self.float())
     }
 
     /// Bytes of one token's keys and values, `numbers` in all.

@@ -1,0 +1,159 @@
+//! Absorbed attention in one kernel on CUDA and wgpu, over the cache where it lies.
+//!
+//! By tensors (`tiled.rs`, the oracle) each tile of tokens is a dozen kernels, and scores and weights go to memory and back
+//! between them. Here one launch takes all tiles: a cube a span of tokens and block of query heads, and the spans' running
+//! softmaxes are merged at the end (Flash-Decoding, Dao et al. 2023).
+//!
+//! It applies where both keys and values are absorbed, every query head then reading the same latents, and the cache holds
+//! floats of the layer alone: no cross terms. Keys with a rotary embedding are rebuilt, by products that want a device's
+//! matrix units: those stay with `tiled.rs`. Which of the two is the faster is measured on the device ([`trial`](super::trial)).
+
+mod kernel;
+
+use std::ops::Range;
+
+use burn::tensor::{DType, Int, Shape, Tensor, TensorData};
+use burn_cubecl::CubeBackend;
+use burn_cubecl::cubecl::ir::{ElemType, FloatKind};
+use burn_cubecl::cubecl::prelude::{CubeCount, CubeDim};
+use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::tensor::CubeTensor;
+
+use super::cost::{Path, Paths};
+use super::frame::Frame;
+use super::latent::LatentAttention;
+use crate::cache::{Kept, Memory};
+
+/// Cubes that keep a device busy: spans are made shorter until there are so many.
+const CUBES: usize = 256;
+/// Columns of values that a unit's registers hold.
+const MOST_COLUMNS: usize = 4 * kernel::UNITS;
+
+impl LatentAttention {
+    /// Weighted means of values over all that a pass may see. `None` where the kernel does not apply.
+    ///
+    /// # Shapes
+    /// - `q`: `[batch, n_heads · t_q, d_head]`, scaled → the same
+    pub(super) fn heads_on_cubes(
+        &self,
+        paths: Paths,
+        q: &Tensor<3>,
+        frame: &Frame,
+        layer: usize,
+        memory: &Memory<'_>,
+    ) -> Option<Tensor<3>> {
+        if (paths != Paths { keys: Path::Absorbed, values: Path::Absorbed }) || self.cross.is_some() {
+            return None;
+        }
+        let (keys, values) = (self.keys(), self.values());
+        if values.span().len() > MOST_COLUMNS {
+            return None;
+        }
+        // What comes before the first visible token is not read, but counted: positions are those in the cache.
+        let Kept::Float(latents) = memory.kept(layer, 0..frame.t_kv()) else { return None };
+        let latents = latents.try_into_primitive::<CubeBackend>().ok()?;
+        let float = match latents.dtype {
+            DType::F32 => FloatKind::F32,
+            DType::F16 => FloatKind::F16,
+            DType::BF16 => FloatKind::BF16,
+            _ => return None,
+        };
+        let device = q.device();
+        let left = frame.padding().columns().iter().map(|&left| left as i32).collect::<Vec<_>>();
+        let left = TensorData::new(left, [frame.padding().batch()]);
+        let left = Tensor::<1, Int>::from_data(left, (&device, DType::I32));
+        let spans = spans(Operands {
+            queries: self.taken_to_latents(&keys, q.clone()).try_into_primitive::<CubeBackend>().ok()?,
+            latents,
+            float,
+            left: left.try_into_primitive::<CubeBackend>().ok()?,
+            keys: keys.span(),
+            values: values.span(),
+            frame,
+            layer,
+        });
+        Some(self.taken_to_values(&values, spans.mean()))
+    }
+}
+
+/// Softmax and weighted sum of each span of tokens.
+struct Spans {
+    /// `[batch, spans, rows, read_v]`.
+    mixed: Tensor<4>,
+    /// The largest score: `[batch, spans, rows]`.
+    peaks: Tensor<3>,
+    /// The sum of `exp(score − peak)`: `[batch, spans, rows]`.
+    sums: Tensor<3>,
+}
+
+impl Spans {
+    /// The spans as one: each brought to the largest score of all.
+    ///
+    /// # Shapes
+    /// - `[batch, rows, read_v]`
+    fn mean(self) -> Tensor<3> {
+        let Self { mixed, peaks, sums } = self;
+        let fades = (peaks.clone() - peaks.max_dim(1)).exp();
+        let sum = (sums * fades.clone()).sum_dim(1).squeeze_dim::<2>(1);
+        let mixed = (mixed * fades.unsqueeze_dim::<4>(3)).sum_dim(1).squeeze_dim::<3>(1);
+        // A row that sees nothing, of padding, has to stay a number.
+        mixed / sum.clamp_min(f32::MIN_POSITIVE).unsqueeze_dim::<3>(2)
+    }
+}
+
+/// What a launch reads.
+struct Operands<'a> {
+    /// `[batch, rows, read_k]`.
+    queries: CubeTensor,
+    /// `[batch, tokens, width]`.
+    latents: CubeTensor,
+    float: FloatKind,
+    /// Columns of padding: `[batch]`.
+    left: CubeTensor,
+    keys: Range<usize>,
+    values: Range<usize>,
+    frame: &'a Frame,
+    layer: usize,
+}
+
+fn spans(operands: Operands<'_>) -> Spans {
+    let Operands { queries, latents, float, left, keys, values, frame, layer } = operands;
+    let [batch, rows, _] = queries.meta.shape().dims();
+    let visible = frame.visible(layer);
+    let blocks = rows.div_ceil(kernel::ROWS);
+    let wanted = CUBES.div_ceil(batch * blocks);
+    let span = visible.len().div_ceil(wanted).next_multiple_of(kernel::TILE);
+    let spans = visible.len().div_ceil(span);
+    let room =
+        |shape: Shape| empty_device_dtype(queries.client.clone(), queries.device.clone(), shape, DType::F32);
+    let mixed = room(Shape::new([batch, spans, rows, values.len()]));
+    let [peaks, sums] = [(); 2].map(|()| room(Shape::new([batch, spans, rows])));
+    let number = |number: usize| u32::try_from(number).expect("tokens and heads are fewer than 2^32");
+    let client = queries.client.clone();
+    kernel::attend_span::launch(
+        &client,
+        CubeCount::Static(number(blocks), number(spans), number(batch)),
+        CubeDim::new_1d(number(kernel::UNITS)),
+        queries.into_tensor_arg(),
+        latents.into_tensor_arg(),
+        left.into_tensor_arg(),
+        mixed.clone().into_tensor_arg(),
+        peaks.clone().into_tensor_arg(),
+        sums.clone().into_tensor_arg(),
+        number(frame.past()),
+        number(frame.t_q()),
+        number(frame.window(layer).unwrap_or(0)),
+        number(visible.start),
+        number(span),
+        keys.start,
+        keys.len(),
+        values.start,
+        values.len(),
+        ElemType::Float(float),
+    );
+    Spans {
+        mixed: Tensor::from_primitive::<CubeBackend>(mixed),
+        peaks: Tensor::from_primitive::<CubeBackend>(peaks),
+        sums: Tensor::from_primitive::<CubeBackend>(sums),
+    }
+}
