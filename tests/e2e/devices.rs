@@ -29,3 +29,27 @@ fn any_number_of_threads_gives_the_same_tokens_and_none_is_refused() {
     shrink(&["devices", "--threads", "0"]).refused("--threads is 0, expected at least 1");
     shrink(&["devices", "--threads", "many"]).misused("--threads");
 }
+
+/// WGSL has no bf16; the tests on a software Vulkan run this (`cargo xtask ci wgpu`).
+#[cfg(all(feature = "wgpu", not(feature = "vulkan")))]
+#[test]
+fn a_cache_in_a_type_that_the_device_lacks_is_refused() {
+    let model = golden("demo");
+    let generate = |device: &str, dtype: &str| {
+        let flags = ["--device", device, "--cache-dtype", dtype, "--max-new-tokens", "6"];
+        shrink(&[&["generate", &model, "--prompt", "The", "--quiet"], &flags[..]].concat())
+    };
+    generate("wgpu", "bf16").refused("this device does not compute in bf16");
+    assert_eq!(generate("wgpu", "f16").text(), generate("cpu", "f16").text());
+    assert_eq!(generate("cpu", "bf16").text(), generate("cpu", "f32").text());
+}
+
+#[cfg(feature = "wgpu")]
+#[test]
+fn a_device_out_of_memory_is_no_bug_of_ours() {
+    let batch = ["--context", "200", "--batch-size", "100000", "--repeat", "1"];
+    let model = golden("demo");
+    let found = shrink(&[&["bench", &model, "--device", "wgpu"], &batch[..]].concat());
+    assert!(!found.stderr.contains("panicked"), "{}", found.stderr);
+    found.refused("the device is out of memory");
+}

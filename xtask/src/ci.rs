@@ -28,7 +28,7 @@ pub enum Step {
     Test,
     /// API documentation, warnings as errors
     Doc,
-    /// Type check of the `cuda` feature, without a CUDA toolkit
+    /// Type check of the features `cuda` and `vulkan`, without a CUDA toolkit
     CudaCheck,
     /// Tests on the `wgpu` feature over Mesa's software Vulkan
     Wgpu,
@@ -227,7 +227,15 @@ impl Step {
             ),
             // With DOCS_RS the build scripts of cubecl do not fetch LLVM: what is left can be checked, not linked.
             Step::CudaCheck => (
-                &["check", "--release", "-p", "cli", "--no-default-features", "--features", "cpu,cuda"],
+                &[
+                    "check",
+                    "--release",
+                    "-p",
+                    "cli",
+                    "--no-default-features",
+                    "--features",
+                    "cpu,cuda,vulkan",
+                ],
                 vec![backends(), ("DOCS_RS", "1".into())],
             ),
             Step::Wgpu => (&on_wgpu, [backends()].into_iter().chain(on_software_vulkan()).collect()),

@@ -51,8 +51,12 @@ const BASE_BYTES: f64 = 35e6;
 const TEXT_BYTES: f64 = 50e6;
 /// f64 operations cost this many f32 operations.
 const F64_COST: f64 = 3.0;
-/// Copies of a batch's activations that a pass holds at its widest; a backward pass, a block at a time, no more.
+/// Copies of a batch's activations that a pass holds at its widest, and a backward pass, a block at a time.
 const COPIES: f64 = 1.9;
+const COPIES_BACKWARD: f64 = 2.6;
+/// What an allocator that keeps freed blocks adds to the widest moment: a share of it, and at most so many bytes.
+const FREED_SHARE: f64 = 0.25;
+const FREED_BYTES: f64 = 512e6;
 
 /// Predicts a conversion by `plans` (every one of them is fitted, and measured where text is held back).
 pub fn predict(
@@ -102,7 +106,8 @@ pub fn predict(
         + f64::from(u8::from(held_back > 0.0));
     let loads = passes * counts.layers * counts.block;
 
-    let wide = 4.0 * COPIES * counts.activations(batch, text.length as f64);
+    let copies = if fisher { COPIES_BACKWARD } else { COPIES };
+    let wide = 4.0 * copies * counts.activations(batch, text.length as f64);
     let sums = 8.0 * 4.0 * counts.d_kv * (batch + 4.0 * counts.d_kv);
     // A matrix is laid out anew while it is loaded, and is there twice for that moment.
     let block = 4.0 * counts.block + (4.0 * counts.largest).max(wide + sums);
@@ -237,7 +242,9 @@ impl Counts {
         // The largest tensor is written whole: an embedding in 16 bit.
         let written = 2.0 * self.vocabulary * self.d_model;
         let seconds = work.flops / speed.flops + (work.loads + self.model) / speed.weights;
-        let memory = BASE_BYTES + work.kept.min(scratch_memory) + work.memory.max(written);
+        let widest = work.memory.max(written);
+        let freed = (FREED_SHARE * widest).min(FREED_BYTES);
+        let memory = BASE_BYTES + work.kept.min(scratch_memory) + widest + freed;
         Prediction {
             seconds,
             peak_memory_bytes: memory as u64,

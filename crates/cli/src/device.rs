@@ -39,7 +39,13 @@ pub fn open(name: &str) -> Result<Device, UserError> {
         }
     };
     let devices = match (backend, index) {
-        ("auto", None) => Some(backends().into_iter().flat_map(|backend| backend.devices).collect()),
+        ("auto", None) => Some(
+            backends()
+                .into_iter()
+                .flat_map(|backend| backend.devices)
+                .filter(|device| distrusted(device).is_none())
+                .collect(),
+        ),
         ("cpu", None) => cpu_devices(),
         ("wgpu", _) => wgpu_devices(),
         ("cuda", _) => cuda_devices(),
@@ -47,11 +53,41 @@ pub fn open(name: &str) -> Result<Device, UserError> {
     };
     let devices: Vec<Device> = devices.ok_or_else(|| absent(name, backend))?;
     let count = devices.len();
-    devices.into_iter().nth(index.unwrap_or(0)).ok_or_else(|| UserError::Device {
+    let device = devices.into_iter().nth(index.unwrap_or(0)).ok_or_else(|| UserError::Device {
         device: name.into(),
         reason: format!("there are {count} such devices on this machine"),
         hint: "shrink devices lists what is there; check the driver, or use --device cpu".into(),
-    })
+    })?;
+    match distrusted(&device) {
+        None => Ok(device),
+        Some(reason) => Err(UserError::Device {
+            device: name.into(),
+            reason: format!("{}: {reason}", description(&device)),
+            hint: "use --device cpu, or a shrink that was built with `--features wgpu` and without `vulkan`"
+                .into(),
+        }),
+    }
+}
+
+/// What a device is, as its driver names it. Opens the device.
+pub fn description(device: &Device) -> String {
+    #[cfg(any(feature = "wgpu", feature = "cuda"))]
+    if let Some(identity) = device.identity() {
+        return identity.name;
+    }
+    format!("{device:?}")
+}
+
+/// Why nothing is to be computed on a device, although it is there. Opens the device.
+///
+/// SPIR-V shaders kill the process on Mesa's lavapipe up to 25.0 and give wrong numbers on SwiftShader, without an error.
+pub fn distrusted(device: &Device) -> Option<&'static str> {
+    #[cfg(feature = "vulkan")]
+    if device.identity().is_some_and(|identity| identity.physical.is_none()) {
+        return Some("a driver in software, on which the SPIR-V shaders of this build crash or miscompute");
+    }
+    let _ = device;
+    None
 }
 
 fn unknown(name: &str) -> UserError {

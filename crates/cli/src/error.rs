@@ -77,13 +77,16 @@ pub enum UserError {
         /// What to do.
         hint: String,
     },
+    /// The device has no memory left.
+    #[error("the device is out of memory")]
+    DeviceMemory,
     /// A cache in numbers that the device has not.
-    #[error(
-        "the device cannot keep this model's cache in {dtype}: it does not compute in all the types that takes"
-    )]
+    #[error("this device does not compute in {float}, which this model's cache takes in {dtype}")]
     CacheOnDevice {
         /// What was asked for, or is the folder's own.
         dtype: &'static str,
+        /// What keys and values, or latents that are not quantised, then are.
+        float: &'static str,
     },
     /// Integers for a cache that has no latents.
     #[error("{dtype} is for latents, and this model caches keys and values")]
@@ -183,6 +186,10 @@ impl UserError {
             }
             UserError::CalibrationDataset { source, .. } => return Some(dataset_hint(source)),
             UserError::Device { hint, .. } => hint.clone(),
+            UserError::DeviceMemory => {
+                "take a smaller --batch-size, a shorter context, --cache-dtype f16 or int4, a smaller latent cache, or --device cpu"
+                    .into()
+            }
             UserError::CacheOnDevice { .. } => "--cache-dtype f32 runs everywhere; --device cpu has every type".into(),
             UserError::NoSpectra { .. } => "convert the donor again at the ratio you want".into(),
             UserError::NoLatents { .. } => {

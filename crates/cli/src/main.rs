@@ -16,21 +16,27 @@ const BUG: u8 = 70;
 fn main() -> ExitCode {
     malloc::keep_freed_blocks();
     let cli = Cli::parse();
+    cli::panics::watch();
     match catch_unwind(AssertUnwindSafe(|| cli::run(cli, handlers::Registry::builtin()))) {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) if is_closed_pipe(&error) => ExitCode::SUCCESS,
-        Ok(Err(error)) => {
-            complain(&format!("error: {}", cli::error::message(&error)));
-            if let Some(hint) = cli::error::hint(&error) {
-                complain(&format!("hint: {hint}"));
+        Ok(Err(error)) => fail(&error),
+        Err(_) => match cli::panics::meaning() {
+            Some(error) => fail(&error.into()),
+            None => {
+                complain("error: this is a bug in shrink; please report it with the message above");
+                ExitCode::from(BUG)
             }
-            ExitCode::FAILURE
-        }
-        Err(_) => {
-            complain("error: this is a bug in shrink; please report it with the message above");
-            ExitCode::from(BUG)
-        }
+        },
     }
+}
+
+fn fail(error: &anyhow::Error) -> ExitCode {
+    complain(&format!("error: {}", cli::error::message(error)));
+    if let Some(hint) = cli::error::hint(error) {
+        complain(&format!("hint: {hint}"));
+    }
+    ExitCode::FAILURE
 }
 
 /// `shrink … | head` closes our stdout; that is the user's choice and no failure.

@@ -121,8 +121,9 @@ impl Session {
         self.keep_cache_as(&mut opened, cache)?;
         let config = opened.model.config();
         let dense = (0..config.n_layers()).any(|layer| config.latent(layer).is_none());
-        if !config.cache_dtype.runs_on(&self.device, dense) {
-            return Err(UserError::CacheOnDevice { dtype: config.cache_dtype.name() }.into());
+        let dtype = config.cache_dtype;
+        if !dtype.runs_on(&self.device, dense) {
+            return Err(UserError::CacheOnDevice { dtype: dtype.name(), float: dtype.float().name() }.into());
         }
         if let Some(ratio) = cache.compression_ratio {
             opened.shorter = Some(shorter(self, &opened.model, ratio)?);

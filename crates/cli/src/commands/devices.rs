@@ -2,7 +2,7 @@
 
 use serde_json::{Value, json};
 
-use crate::device::{Backend, backends};
+use crate::device::{Backend, backends, description, distrusted};
 use crate::report::table;
 use crate::session::Session;
 
@@ -20,7 +20,11 @@ pub fn run(session: &Session) -> anyhow::Result<()> {
 fn names(backend: &Backend) -> Vec<(String, String)> {
     let one = |(index, device): (usize, &burn::tensor::Device)| match backend.name {
         "cpu" => ("cpu".to_owned(), format!("{} threads", rayon::current_num_threads())),
-        name => (format!("{name}:{index}"), format!("{device:?}")),
+        name => {
+            let what = description(device);
+            let why = distrusted(device).map_or_else(String::new, |why| format!("; refused: {why}"));
+            (format!("{name}:{index}"), what + &why)
+        }
     };
     backend.devices.iter().enumerate().map(one).collect()
 }

@@ -63,6 +63,8 @@ impl GroupedAttention {
         {
             return linear(&self.o_proj, join_heads(heads));
         }
+        // A cache may keep fewer bits than are computed in, and a product of two types is garbage on some backends.
+        let (k, v) = (k.cast(q.dtype()), v.cast(q.dtype()));
         linear(&self.o_proj, attend(q, k, v, frame.sight(layer)))
     }
 

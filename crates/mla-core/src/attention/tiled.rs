@@ -23,7 +23,7 @@ use crate::linear::linear;
 /// Tokens of a tile.
 const TILE: usize = 512;
 /// Added to the score of a hidden column: finite, so that a row that sees nothing yet stays a number.
-const HIDDEN: f32 = -1e30;
+pub(super) const HIDDEN: f32 = -1e30;
 
 /// Who walks through the tokens, and in what steps.
 #[derive(Clone, Copy, Debug)]
@@ -142,6 +142,7 @@ impl LatentAttention {
         let by_tiles = || self.heads_by_tiles(paths, walk.tensors, q.clone(), frame, layer, memory);
         let heads = walk.host.and_then(|tile| self.heads_on_host(paths, tile, &q, frame, layer, memory));
         let heads = heads.or_else(|| match walk.cubes {
+            Cubes::IfFaster if !self.suits_cubes(paths, &q) => None,
             Cubes::IfFaster => if_faster(batch, self.work(frame, layer), &q.device(), on_cubes, by_tiles),
             #[cfg(test)]
             Cubes::Always => on_cubes(),

@@ -57,7 +57,7 @@ impl CacheDtype {
     }
 
     /// The type of keys and values, and of latents that are not quantised.
-    pub(super) fn float(self) -> DType {
+    pub fn float(self) -> DType {
         match self {
             Self::F32 => DType::F32,
             Self::F16 => DType::F16,

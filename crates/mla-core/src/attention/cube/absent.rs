@@ -8,6 +8,10 @@ use super::latent::LatentAttention;
 use crate::cache::Memory;
 
 impl LatentAttention {
+    pub(super) fn suits_cubes(&self, _paths: Paths, _q: &Tensor<3>) -> bool {
+        false
+    }
+
     pub(super) fn heads_on_cubes(
         &self,
         _paths: Paths,

@@ -8,6 +8,8 @@
 use burn_cubecl::cubecl;
 use cubecl::prelude::*;
 
+use super::super::tiled::HIDDEN;
+
 /// Query heads of a cube.
 pub(super) const ROWS: usize = 8;
 /// Tokens of a tile.
@@ -18,8 +20,6 @@ pub(super) const UNITS: usize = ROWS * TILE;
 const CHUNK: usize = 32;
 /// Room between tokens in shared memory: one more, so that neighbouring units read different banks.
 const STRIDE: usize = CHUNK + 1;
-/// Below every score.
-const HIDDEN: f32 = -1e30;
 
 /// Online softmax over a span of tokens: the weighted sum of the latents behind the values, the largest score, and the sum
 /// of exponentials.

@@ -30,6 +30,14 @@ const CUBES: usize = 256;
 const MOST_COLUMNS: usize = 4 * kernel::UNITS;
 
 impl LatentAttention {
+    /// Whether the kernel can take this layer's work along these paths, if the cache holds floats.
+    pub(super) fn suits_cubes(&self, paths: Paths, q: &Tensor<3>) -> bool {
+        paths == Paths { keys: Path::Absorbed, values: Path::Absorbed }
+            && self.cross.is_none()
+            && self.values().span().len() <= MOST_COLUMNS
+            && q.clone().try_into_primitive::<CubeBackend>().is_ok()
+    }
+
     /// Weighted means of values over all that a pass may see. `None` where the kernel does not apply.
     ///
     /// # Shapes
@@ -42,13 +50,10 @@ impl LatentAttention {
         layer: usize,
         memory: &Memory<'_>,
     ) -> Option<Tensor<3>> {
-        if (paths != Paths { keys: Path::Absorbed, values: Path::Absorbed }) || self.cross.is_some() {
+        if !self.suits_cubes(paths, q) {
             return None;
         }
         let (keys, values) = (self.keys(), self.values());
-        if values.span().len() > MOST_COLUMNS {
-            return None;
-        }
         // What comes before the first visible token is not read, but counted: positions are those in the cache.
         let Kept::Float(latents) = memory.kept(layer, 0..frame.t_kv()) else { return None };
         let latents = latents.try_into_primitive::<CubeBackend>().ok()?;
