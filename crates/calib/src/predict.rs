@@ -75,13 +75,8 @@ pub fn predict(
             * (4.0 * counts.d_model + 40.0 * counts.d_kv)
             * F64_COST;
         let memory = 8.0 * 6.0 * counts.d_kv * counts.d_model + 8.0 * 12.0 * counts.d_kv * counts.d_kv;
-        let kept = counts.layers * (counts.kept_spectra() + counts.factors(plans));
-        return counts.total(
-            Work { flops, loads: 0.0, memory, kept },
-            speed,
-            scratch_memory,
-            counts.written(plans),
-        );
+        let fit = Phase { memory, kept: counts.fitted(plans) };
+        return counts.total(Work { flops, loads: 0.0 }, &[fit], speed, scratch_memory, plans);
     };
     let tokens = (text.windows * text.length) as f64;
     let fisher = plans.iter().any(|plan| plan.objective == Objective::Fisher);
@@ -106,29 +101,31 @@ pub fn predict(
         + f64::from(u8::from(held_back > 0.0));
     let loads = passes * counts.layers * counts.block;
 
-    let copies = if fisher { COPIES_BACKWARD } else { COPIES };
-    let wide = 4.0 * copies * counts.activations(batch, text.length as f64);
-    let sums = 8.0 * 4.0 * counts.d_kv * (batch + 4.0 * counts.d_kv);
+    let wide = 4.0 * counts.activations(batch, text.length as f64);
     // A matrix is laid out anew while it is loaded, and is there twice for that moment.
-    let block = 4.0 * counts.block + (4.0 * counts.largest).max(wide + sums);
+    let pass = |wide: f64| 4.0 * counts.block + (4.0 * counts.largest).max(wide);
+    let sums = 8.0 * 4.0 * counts.d_kv * (batch + 4.0 * counts.d_kv);
     let slice = 4.0 * 8192.0 * (3.0 * counts.d_model + 4.0 * 1024.0);
-    let solve = plans.iter().map(|plan| counts.solve_bytes(plan)).fold(0.0, f64::max);
-    let memory = block.max(slice).max(solve);
 
     let stream = 4.0 * counts.d_model * (tokens + 2.0 * fisher_tokens * draws);
     let boundaries = 4.0 * counts.d_model * fisher_tokens * (counts.layers + 1.0);
     let outputs = 4.0 * 2.0 * counts.d_kv * tokens * window;
     let second = 8.0 * (2.0 * counts.d_kv).powi(2) * window * counts.layers;
-    let spectra = counts.layers * (1.5 * counts.kept_spectra() + counts.factors(plans));
-    let first_half = stream + boundaries + outputs + second;
-    let kept =
-        first_half.max(second + spectra + 4.0 * counts.d_model * held_back * (1.0 + plans.len() as f64));
-    counts.total(
-        Work { flops, loads, memory: TEXT_BYTES + memory, kept },
-        speed,
-        scratch_memory,
-        counts.written(plans),
-    )
+    let judged_streams = 4.0 * counts.d_model * held_back * (1.0 + plans.len() as f64);
+
+    let copies = if fisher { COPIES_BACKWARD } else { COPIES };
+    let sweep = Phase {
+        memory: TEXT_BYTES + pass(copies * wide + sums).max(slice),
+        kept: stream + boundaries + outputs + second,
+    };
+    let solve = plans.iter().map(|plan| counts.solve_bytes(plan)).fold(0.0, f64::max);
+    let spectra = counts.layers * 0.5 * counts.kept_spectra();
+    let fit = Phase { memory: TEXT_BYTES + solve, kept: second + spectra + counts.fitted(plans) };
+    let judge = Phase {
+        memory: TEXT_BYTES + pass(COPIES * wide).max(slice),
+        kept: counts.fitted(plans) + judged_streams,
+    };
+    counts.total(Work { flops, loads }, &[sweep, fit, judge], speed, scratch_memory, plans)
 }
 
 /// Sizes of a model, as numbers to calculate with.
@@ -237,19 +234,33 @@ impl Counts {
         self.layers * layer * F64_COST
     }
 
-    fn total(&self, work: Work, speed: Speed, scratch_memory: u64, factors: f64) -> Prediction {
+    /// Bytes that are kept of all fits: eigenvectors and factors.
+    fn fitted(&self, plans: &[Plan]) -> f64 {
+        self.layers * (self.kept_spectra() + self.factors(plans))
+    }
+
+    fn total(
+        &self,
+        work: Work,
+        phases: &[Phase],
+        speed: Speed,
+        scratch_memory: u64,
+        plans: &[Plan],
+    ) -> Prediction {
         let scratch_memory = scratch_memory as f64;
         // The largest tensor is written whole: an embedding in 16 bit.
-        let written = 2.0 * self.vocabulary * self.d_model;
+        let written = Phase { memory: 2.0 * self.vocabulary * self.d_model, kept: self.fitted(plans) };
+        let phases = || phases.iter().chain([&written]);
+        let largest = |of: &dyn Fn(&Phase) -> f64| phases().map(of).fold(0.0, f64::max);
+        let resident = |phase: &Phase| {
+            phase.kept.min(scratch_memory) + phase.memory + (FREED_SHARE * phase.memory).min(FREED_BYTES)
+        };
         let seconds = work.flops / speed.flops + (work.loads + self.model) / speed.weights;
-        let widest = work.memory.max(written);
-        let freed = (FREED_SHARE * widest).min(FREED_BYTES);
-        let memory = BASE_BYTES + work.kept.min(scratch_memory) + widest + freed;
         Prediction {
             seconds,
-            peak_memory_bytes: memory as u64,
-            scratch_bytes: (work.kept - scratch_memory).max(0.0) as u64,
-            factor_bytes: factors as u64,
+            peak_memory_bytes: (BASE_BYTES + largest(&resident)) as u64,
+            scratch_bytes: (largest(&|phase| phase.kept) - scratch_memory).max(0.0) as u64,
+            factor_bytes: self.written(plans) as u64,
         }
     }
 }
@@ -260,7 +271,11 @@ struct Work {
     flops: f64,
     /// Weights that are read and laid out.
     loads: f64,
-    /// Bytes in memory at the widest moment, without what is kept.
+}
+
+/// What a part of a conversion holds.
+struct Phase {
+    /// Bytes in memory at its widest moment, without what is kept.
     memory: f64,
     /// Bytes that are kept between layers, in memory or beyond.
     kept: f64,
