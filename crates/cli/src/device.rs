@@ -43,7 +43,8 @@ pub fn open(name: &str) -> Result<Device, UserError> {
             backends()
                 .into_iter()
                 .flat_map(|backend| backend.devices)
-                .filter(|device| distrusted(device).is_none())
+                .find(|device| distrusted(device).is_none())
+                .into_iter()
                 .collect(),
         ),
         ("cpu", None) => cpu_devices(),
