@@ -162,6 +162,23 @@ fn each_sequence_says_why_it_ended() {
 }
 
 #[test]
+fn a_long_prompt_does_not_end_a_short_one_beside_it() {
+    // The contexts of the twins: learned positions, rotary ones, and those that follow the length.
+    for twin in ["gpt2", "llama", "llama-dynamic"] {
+        let decoder = load(&open(twin));
+        let context = decoder.config().max_positions;
+        let prompts = [vec![7; context - 4], vec![9, 11, 5]];
+        let together = run(&decoder, &prompts, &greedy(context / 2));
+        assert_eq!(together.finish, [Finish::Context, Finish::Length], "{twin}");
+        assert_eq!(together.tokens.iter().map(Vec::len).collect::<Vec<_>>(), [4, context / 2], "{twin}");
+        for (row, prompt) in prompts.iter().enumerate() {
+            let alone = run(&decoder, std::slice::from_ref(prompt), &greedy(context / 2));
+            assert_eq!(together.tokens[row], alone.tokens[0], "{twin}, row {row}");
+        }
+    }
+}
+
+#[test]
 fn a_sequence_ends_where_the_context_does_and_the_cache_is_no_larger() {
     let model = open("gpt2");
     let decoder = load(&model);

@@ -138,11 +138,11 @@ impl LatentAttention {
         let q =
             frame.rotate(split_heads(linear(&self.q_proj, h), self.n_heads)).reshape([batch, rows, d_head]);
         let q = q * (1.0 / (d_head as f64).sqrt());
-        let on_cubes = || self.heads_on_cubes(paths, &q, frame, layer, memory);
+        let on_cubes = || self.heads_on_cubes(&q, frame, layer, memory);
         let by_tiles = || self.heads_by_tiles(paths, walk.tensors, q.clone(), frame, layer, memory);
         let heads = walk.host.and_then(|tile| self.heads_on_host(paths, tile, &q, frame, layer, memory));
         let heads = heads.or_else(|| match walk.cubes {
-            Cubes::IfFaster if !self.suits_cubes(paths, &q) => None,
+            _ if !self.suits_cubes(paths, &q) => None,
             Cubes::IfFaster => if_faster(batch, self.work(frame, layer), &q.device(), on_cubes, by_tiles),
             #[cfg(test)]
             Cubes::Always => on_cubes(),

@@ -91,7 +91,10 @@ impl Cache {
         let rope = match &config.position {
             PositionKind::Learned => None,
             PositionKind::Rope(rope) => {
-                Some(rope.batch_table(config.d_head, capacity, &padding.lengths(capacity), device))
+                // Padding may take a batch's columns beyond the context, which no sequence leaves.
+                let own = |length: usize| length.min(config.max_positions);
+                let own: Vec<usize> = padding.lengths(capacity).into_iter().map(own).collect();
+                Some(rope.batch_table(config.d_head, capacity, &own, device))
             }
         };
         let layers = config.layers.iter().map(|l| layer(l.attention)).collect();

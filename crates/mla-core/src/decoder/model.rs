@@ -108,16 +108,19 @@ impl Decoder {
     /// # Shapes
     /// - `ids`: `[batch, t]` → `[batch, t, d_model]`
     ///
+    /// A learned position beyond the context is the last one: a row of a batch that has ended is carried on there, unread.
+    ///
     /// # Panics
-    /// If the sequences differ in length, or with learned positions they reach beyond the context.
+    /// If the sequences differ in length.
     pub fn embed(&self, ids: &[Vec<u32>], padding: &Padding, past: usize) -> Tensor<3> {
         let device = self.device();
         let x = self.tokens.forward(ids_tensor(ids, &device));
         match &self.positions {
             None => x,
             Some(table) => {
-                let t = ids[0].len();
-                let places = TensorData::new(padding.positions(past, t), [ids.len(), t]);
+                let (t, last) = (ids[0].len(), table.weight.dims()[0] - 1);
+                let places = padding.positions(past, t).into_iter().map(|place| place.min(last as i64));
+                let places = TensorData::new(places.collect(), [ids.len(), t]);
                 x + table.forward(Tensor::<2, Int>::from_data(places, &device))
             }
         }

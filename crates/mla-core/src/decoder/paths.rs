@@ -2,7 +2,9 @@
 
 use burn::module::Param;
 use burn::nn::Linear;
-use burn::tensor::{Device, Distribution, Tensor};
+use burn::tensor::{Device, Distribution, Tensor, TensorData};
+use rand::SeedableRng;
+use rand::rngs::ChaCha8Rng;
 
 use super::config::{
     Activation, AttentionKind, Biases, DecoderConfig, HeadKind, LatentConfig, LatentWidth, LayerConfig,
@@ -28,40 +30,55 @@ const WALKS: [Walk; 3] = [
     Walk { host: None, cubes: Cubes::Always, tensors: 3 },
 ];
 
-fn linear(rows: usize, cols: usize, bias: bool, device: &Device) -> Linear {
-    let spread = Distribution::Normal(0.0, 0.4);
-    Linear {
-        weight: Param::from_tensor(Tensor::random([rows, cols], spread, device)),
-        bias: bias.then(|| Param::from_tensor(Tensor::random([cols], spread, device))),
+/// Numbers that no other test draws from: a device's own generator is shared by all that run at a time.
+struct Draw {
+    rng: ChaCha8Rng,
+    device: Device,
+}
+
+impl Draw {
+    fn normal<const D: usize>(&mut self, shape: [usize; D], spread: f64) -> Tensor<D> {
+        let data = TensorData::random::<f32, _, _>(shape, Distribution::Normal(0.0, spread), &mut self.rng);
+        Tensor::from_data(data, &self.device)
+    }
+
+    fn linear(&mut self, rows: usize, cols: usize, bias: bool) -> Linear {
+        Linear {
+            weight: Param::from_tensor(self.normal([rows, cols], 0.4)),
+            bias: bias.then(|| Param::from_tensor(self.normal([cols], 0.4))),
+        }
     }
 }
 
 /// One layer, of those that hold two: the second reads the first where there are cross terms.
-fn attention(width: LatentWidth, cross: bool, n_kv_heads: usize, device: &Device) -> LatentAttention {
+fn attention(width: LatentWidth, cross: bool, n_kv_heads: usize, draw: &mut Draw) -> LatentAttention {
     let d_kv = n_kv_heads * D_HEAD;
-    let up = |rank, cols| linear(rank, cols, true, device);
-    let down = |rank| linear(D_MODEL, rank, false, device);
     let (projections, columns) = match width {
         LatentWidth::Split { d_latent_k: k, d_latent_v: v } => {
-            let split =
-                SplitProjections { down_k: down(k), up_k: up(k, d_kv), down_v: down(v), up_v: up(v, d_kv) };
+            let split = SplitProjections {
+                down_k: draw.linear(D_MODEL, k, false),
+                up_k: draw.linear(k, d_kv, true),
+                down_v: draw.linear(D_MODEL, v, false),
+                up_v: draw.linear(v, d_kv, true),
+            };
             (Projections::Split(split), [v, k])
         }
         LatentWidth::Joint { d_latent } => {
-            let joint = JointProjections { down: down(d_latent), up: up(d_latent, 2 * d_kv) };
+            let down = draw.linear(D_MODEL, d_latent, false);
+            let joint = JointProjections { down, up: draw.linear(d_latent, 2 * d_kv, true) };
             (Projections::Joint(joint), [0, 0])
         }
     };
     let read = width.total();
     LatentAttention {
-        q_proj: linear(D_MODEL, N_HEADS * D_HEAD, true, device),
+        q_proj: draw.linear(D_MODEL, N_HEADS * D_HEAD, true),
         projections,
         cross: cross.then(|| CrossTerms {
-            key: linear(columns[0] + read, d_kv, false, device),
-            value: linear(columns[1] + read, d_kv, false, device),
+            key: draw.linear(columns[0] + read, d_kv, false),
+            value: draw.linear(columns[1] + read, d_kv, false),
             reads: vec![0],
         }),
-        o_proj: linear(N_HEADS * D_HEAD, D_MODEL, true, device),
+        o_proj: draw.linear(N_HEADS * D_HEAD, D_MODEL, true),
         n_heads: N_HEADS,
         n_kv_heads,
     }
@@ -108,15 +125,15 @@ fn gap(
     dtype: CacheDtype,
 ) -> f32 {
     let device = Device::default();
-    device.seed(5);
+    let mut draw = Draw { rng: ChaCha8Rng::seed_from_u64(5), device: device.clone() };
     let mut worst = 0f32;
     for n_kv_heads in [1, 2, 4] {
-        let layer = attention(width, cross, n_kv_heads, &device);
+        let layer = attention(width, cross, n_kv_heads, &mut draw);
         let config = config(width, rope, window, n_kv_heads, dtype);
         let padding = Padding::left(left.clone());
         let batch = left.len();
-        let random = |n| Tensor::<3>::random([batch, TOKENS, n], Distribution::Normal(0.0, 1.0), &device);
-        let (h, earlier) = (random(D_MODEL), random(width.total()));
+        let (h, earlier) =
+            (draw.normal([batch, TOKENS, D_MODEL], 1.0), draw.normal([batch, TOKENS, width.total()], 1.0));
         let windows = vec![window; 2];
         let table = rope.then(|| match &config.position {
             PositionKind::Rope(rope) => rope.table(D_HEAD, TOKENS, &device),

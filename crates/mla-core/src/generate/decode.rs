@@ -113,7 +113,7 @@ pub struct Generation {
 
 /// Continues a batch of prompts through the cache.
 ///
-/// Prompts of different lengths are padded on the left; each row gives what it would give alone. `on_token` hears each
+/// Prompts of different lengths are padded on the left; each row gives what it would give alone, to the end of its own context. `on_token` hears each
 /// new token with its row as soon as it is chosen; a `Break` ends the generation there, with what was made so far.
 ///
 /// # Errors
@@ -129,7 +129,9 @@ pub fn generate(
         return Ok(Generation { tokens: Vec::new(), finish: Vec::new(), cache_bytes: 0, cache_tokens: 0 });
     }
     let max_positions = decoder.config().max_positions;
-    let room = options.max_new_tokens.min(max_positions - longest);
+    let limits: Vec<usize> =
+        prompts.iter().map(|prompt| options.max_new_tokens.min(max_positions - prompt.len())).collect();
+    let room = limits.iter().copied().max().unwrap_or(0);
     let padding = Padding::left(prompts.iter().map(|p| longest - p.len()).collect());
     let padded = prompts.iter().map(|p| [vec![0; longest - p.len()], p.clone()].concat()).collect::<Vec<_>>();
 
@@ -143,7 +145,7 @@ pub fn generate(
         0 => None,
         _ => Some(prefill(decoder, &padded, options.prefill_chunk, &mut cache)?),
     };
-    let mut open_end = if room == options.max_new_tokens { Finish::Length } else { Finish::Context };
+    let mut open_end = Finish::Length;
     'steps: for left in (0..room).rev() {
         let Some(hidden) = last.take() else { break };
         let logits = host_f32(decoder.logits(hidden));
@@ -162,6 +164,10 @@ pub fn generate(
                 if on_token(row, token).is_break() {
                     open_end = Finish::Broken;
                     break 'steps;
+                }
+                if tokens[row].len() == limits[row] {
+                    let whole = limits[row] == options.max_new_tokens;
+                    finish[row] = Some(if whole { Finish::Length } else { Finish::Context });
                 }
             }
         }

@@ -14,7 +14,6 @@ impl LatentAttention {
 
     pub(super) fn heads_on_cubes(
         &self,
-        _paths: Paths,
         _q: &Tensor<3>,
         _frame: &Frame,
         _layer: usize,

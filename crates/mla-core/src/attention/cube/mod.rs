@@ -38,21 +38,18 @@ impl LatentAttention {
             && q.clone().try_into_primitive::<CubeBackend>().is_ok()
     }
 
-    /// Weighted means of values over all that a pass may see. `None` where the kernel does not apply.
+    /// Weighted means of values over all that a pass may see, where [`suits_cubes`](Self::suits_cubes). `None` where the cache
+    /// holds no floats.
     ///
     /// # Shapes
     /// - `q`: `[batch, n_heads · t_q, d_head]`, scaled → the same
     pub(super) fn heads_on_cubes(
         &self,
-        paths: Paths,
         q: &Tensor<3>,
         frame: &Frame,
         layer: usize,
         memory: &Memory<'_>,
     ) -> Option<Tensor<3>> {
-        if !self.suits_cubes(paths, q) {
-            return None;
-        }
         let (keys, values) = (self.keys(), self.values());
         // What comes before the first visible token is not read, but counted: positions are those in the cache.
         let Kept::Float(latents) = memory.kept(layer, 0..frame.t_kv()) else { return None };
