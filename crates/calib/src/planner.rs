@@ -7,6 +7,8 @@
 //! Methods without a window share a sweep and fit in seconds, so they try all types; cascade tries the types that served
 //! those best.
 
+use std::ops::Range;
+
 use burn::tensor::Device;
 use mla_core::{CacheDtype, DecoderConfig, Patch, WeightSource};
 
@@ -79,7 +81,10 @@ pub fn search<S: WeightSource>(
     }
     let mut planner = Planner { source, statistics, base, dtypes, held_back, device, tried: Vec::new() };
     let chosen = match goal {
-        Goal::Target(ratio) => planner.at(ratio, observer)?.ok_or(Error::Unreachable { ratio })?,
+        Goal::Target(ratio) => {
+            let tried = planner.at(ratio, observer)?;
+            planner.best(tried, f64::INFINITY).ok_or(Error::Unreachable { ratio })?
+        }
         Goal::Divergence(most) => planner.within(most, observer)?,
     };
     Ok(conclude(statistics, held_back, planner.tried, chosen))
@@ -102,8 +107,8 @@ struct Planner<'a, S> {
 }
 
 impl<S: WeightSource> Planner<'_, S> {
-    /// Tries every way to a cache this much smaller, and returns the best one's place among those tried.
-    fn at(&mut self, target: f64, observer: &mut dyn Observer) -> Result<Option<usize>, Error> {
+    /// Tries every way to a cache this much smaller, and returns their places among those tried.
+    fn at(&mut self, target: f64, observer: &mut dyn Observer) -> Result<Range<usize>, Error> {
         let first = self.tried.len();
         let (windowed, alone): (Vec<Plan>, Vec<Plan>) =
             self.base.iter().partition(|plan| plan.method.window() > 0);
@@ -127,8 +132,14 @@ impl<S: WeightSource> Planner<'_, S> {
             ratios.truncate(TRIED_WITH_WINDOW);
         }
         self.try_all(&windowed, &ratios, target, observer)?;
-        let trials: Vec<_> = self.tried[first..].iter().map(Tried::trial).collect();
-        Ok((!trials.is_empty()).then(|| first + crate::convert::best(&trials)))
+        Ok(first..self.tried.len())
+    }
+
+    /// The place of the best of those that diverge by `most` at most.
+    fn best(&self, tried: Range<usize>, most: f64) -> Option<usize> {
+        let kept: Vec<usize> = tried.filter(|&place| self.tried[place].verdict.kl <= most).collect();
+        let trials: Vec<_> = kept.iter().map(|&place| self.tried[place].trial()).collect();
+        (!trials.is_empty()).then(|| kept[crate::convert::best(&trials)])
     }
 
     /// The place of the smallest cache whose divergence is small enough: the ladder is halved until it is found.
@@ -138,11 +149,8 @@ impl<S: WeightSource> Planner<'_, S> {
         // What is asked for first is where most models end.
         let mut rung = LADDER.iter().position(|&ratio| ratio >= 6.4).unwrap_or(LADDER.len() / 2);
         while low < high {
-            let kept = match self.at(LADDER[rung], observer)? {
-                Some(place) if self.tried[place].verdict.kl <= most => Some(place),
-                _ => None,
-            };
-            match kept {
+            let tried = self.at(LADDER[rung], observer)?;
+            match self.best(tried, most) {
                 Some(place) => (found, low) = (Some(place), rung + 1),
                 None => high = rung,
             }
