@@ -70,6 +70,7 @@ fn a_folder_says_what_its_cache_keeps_and_the_user_may_say_otherwise() {
     );
     let memory = |more: &[&str]| shrink(&[&["memory", &model, "--json"], more].concat()).json();
     assert_eq!(memory(&[])["cache_dtype"], "int4");
+    shrink(&["memory", &golden("llama"), "--cache-dtype", "int4"]).refused("int4 is for latents");
     let bytes = |found: &Value| number(&found["sizes"][0], "model_bytes");
     assert!(bytes(&memory(&[])) < 0.5 * bytes(&memory(&["--cache-dtype", "bf16"])));
 }
@@ -171,6 +172,35 @@ fn an_increase_that_is_allowed_is_not_exceeded() {
 }
 
 #[test]
+fn a_method_that_was_named_is_planned_too() {
+    let scratch = Scratch::new();
+    let found = planned(&scratch, "out", &["--target", "4x", "--method", "xkv"]);
+    assert!(number(&found, "cache_ratio") >= 4.0, "{found}");
+    assert_ne!(found["cache_dtype"], "f32");
+    for trial in found["trials"].as_array().expect("trials") {
+        assert_eq!(trial["method"], "xkv", "{found}");
+    }
+}
+
+#[test]
+fn the_cheapest_is_not_taken_where_only_the_best_keeps_the_bound() {
+    let scratch = Scratch::new();
+    let of = |out: &str, goal: &[&str]| planned(&scratch, out, &[goal, &["--cache-dtype", "int8"]].concat());
+    let trials = |found: &Value| {
+        let trials = found["trials"].as_array().expect("trials").iter();
+        trials.map(|trial| (number(trial, "cache_ratio"), number(trial, "kl"))).collect::<Vec<_>>()
+    };
+    // Just what the best of all plans at 2x takes: no other keeps it.
+    let least = trials(&of("2x", &["--target", "2x"])).into_iter().map(|(_, kl)| kl);
+    let most = least.fold(f64::INFINITY, f64::min).exp_m1() + 1e-9;
+    let found = of("bound", &["--max-ppl-increase", &most.to_string()]);
+    assert!(number(&found, "kl") <= most.ln_1p(), "{found}");
+    let kept = trials(&found).into_iter().filter(|(_, kl)| *kl <= most.ln_1p());
+    let smallest = kept.map(|(ratio, _)| ratio).fold(0.0, f64::max);
+    assert!(number(&found, "cache_ratio") > 0.9 * smallest && smallest >= 2.0, "{found}");
+}
+
+#[test]
 fn goals_that_are_none() {
     let (donor, text) = (golden("llama"), golden("demo/calibration.txt"));
     let scratch = Scratch::new();
@@ -188,6 +218,8 @@ fn goals_that_are_none() {
     convert(&["--target", "4x", "--max-ppl-increase", "5%"]).misused("cannot be used with");
     convert(&["--max-ppl-increase", "0"]).refused("--max-ppl-increase is 0, expected more than 0");
     convert(&["--max-ppl-increase", "a lot"]).misused("a share is a number, as in 5% or 0.05");
+    convert(&["--target", "4x", "--cache-dtype", "f32"])
+        .refused("--cache-dtype is f32 with --target, expected f16, bf16");
     let bf16 = ["--method", "joint", "--cache-dtype", "bf16"];
     convert(&[&["--target", "200x"], &bf16[..]].concat()).refused("no plan gives a cache 200x smaller");
     convert(&[&["--max-ppl-increase", "0.0001%"], &bf16[..]].concat())
@@ -218,7 +250,8 @@ fn a_folder_cut_short_is_one_converted_at_that_ratio() {
         let cut = shrink(&[&args[..], &["-r", "4"]].concat()).json();
         let args = ["generate", &narrow, "--prompt", "The", "--max-new-tokens", "12", "--json"];
         let own = shrink(&args).json();
-        assert_eq!(cut["completions"], own["completions"], "{method} {ranks}");
+        assert_eq!(cut["tokens"].as_array().map(Vec::len), Some(12), "{cut}");
+        assert_eq!(cut["tokens"], own["tokens"], "{method} {ranks}");
     }
 }
 
@@ -231,6 +264,8 @@ fn what_cannot_be_cut_short_is_refused() {
     };
     let cascade = converted(&scratch, "llama", &["--method", "cascade"]);
     cut(&cascade, "4").refused("the latents of layer 0 cannot be cut short");
+    let decoupled = converted(&scratch, "mistral", &["--method", "decoupled_rope", "--d-rope", "4"]);
+    cut(&decoupled, "2").refused("the latents of layer 0 cannot be cut short");
     let half = converted(&scratch, "qwen2", &["--method", "separate", "--ranks", "uniform"]);
     cut(&half, "0.9").refused("--compression-ratio is 0.9, expected 1.00, the folder's, to d_kv = 16");
     cut(&half, "99").refused("--compression-ratio is 99, expected 1.00, the folder's, to d_kv = 16");

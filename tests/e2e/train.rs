@@ -140,6 +140,47 @@ fn a_run_that_gets_no_better_stops_and_its_best_step_is_written() {
     }
 }
 
+#[test]
+fn a_run_is_gone_on_with_by_one_process_and_as_the_run_it_was() {
+    let scratch = Scratch::new();
+    let (model, data) = converted(&scratch, &["--method", "separate"]);
+    let validation =
+        scratch.write("validation.txt", &"The sea was calm, and the ship lay still. ".repeat(30));
+    let (whole, out) = (scratch.path("whole"), scratch.path("out"));
+    let steps =
+        ["--max-steps", "4", "--save-steps", "2", "--validation", &validation, "--validation-windows", "2"];
+    // A slash at the end of OUT names the same folder, and the run's lies beside it all the same.
+    train(&model, &format!("{whole}/"), &data, &steps).text();
+    assert!(scratch.names().contains(&"whole.run".to_owned()), "{:?}", scratch.names());
+    let inside = format!("{out}/run");
+    let hint = train(&model, &out, &data, &["--run-dir", &inside]).refused("lies in");
+    assert!(hint.contains("--run-dir"), "{hint}");
+
+    // Killed after its first snapshot, as far as the folder shows.
+    let run = scratch.path("out.run");
+    std::fs::rename(scratch.path("whole.run"), &run).expect("a run");
+    std::fs::remove_file(format!("{run}/snapshots/step-00000004.safetensors")).expect("a snapshot");
+    let resume =
+        |data: &str, more: &[&str]| train(&model, &out, data, &[&steps[..], &["--resume"], more].concat());
+    let other = scratch.write("other.txt", &"Another text than that of the run before. ".repeat(99));
+    resume(&other, &[]).refused("its text is another");
+    resume(&data, &["--validation-windows", "1"]).misused("--validation-windows");
+    let unwatched = ["--max-steps", "4", "--save-steps", "2", "--resume"];
+    train(&model, &out, &data, &unwatched).refused("its validation text is another");
+    resume(&data, &["--weight-decay", "0.5"]).refused("weight_decay was 0.01 and is 0.5");
+    let lock = std::fs::File::open(format!("{run}/lock")).expect("a lock");
+    lock.lock().expect("nobody holds it");
+    resume(&data, &[]).refused("another process is training in");
+    drop(lock);
+    resume(&data, &[]).text();
+    let weights = |name: &str| scratch.tensors(&format!("{name}/model.safetensors"));
+    assert_eq!(weights("out"), weights("whole"));
+
+    // Without its log a run is still one.
+    std::fs::remove_file(format!("{run}/log.jsonl")).expect("a log");
+    train(&model, &scratch.path("third"), &data, &["--run-dir", &run]).refused("holds a run already");
+}
+
 /// As when the disk is full: no file may grow beyond a bound.
 #[cfg(target_os = "linux")]
 #[test]
@@ -220,6 +261,7 @@ fn what_cannot_be_trained_is_refused_and_loses_nothing() {
     refused(&model, &scratch.path("nowhere.txt"), &[], "nowhere.txt");
     let short = scratch.write("short.txt", "Too short.");
     refused(&model, &short, &[], "fewer than one window of 32");
+    refused(&model, &data, &["--validation", &short], "--validation is a text of");
     refused(&model, &data, &["--loss", "reconstruction"], "does not store the original W_k and W_v");
     refused(&model, &data, &["--weight-decay", "-1"], "weight_decay is -1, expected 0 to 1");
     refused(&model, &data, &["--temperature", "0"], "temperature is 0");

@@ -10,8 +10,8 @@ use mla_core::{Decoder, LayerSlot, Matrix, Patch, Slot, WeightMap, WeightSource}
 use safetensors::{Dtype, SafeTensors};
 use serde_json::Value;
 use train::{
-    Constraint, Factor, Loss, Models, Objective, Optimiser, Originals, Rates, Settings, Snapshots, Sources,
-    Trainer, factors, gradients, orthonormality, trainable, values,
+    Constraint, Factor, Loss, Models, Objective, Optimiser, Originals, Place, Rates, Settings, Snapshots,
+    Sources, TrainError, Trainer, factors, gradients, orthonormality, replace, trainable, values,
 };
 
 use crate::folder::golden;
@@ -123,7 +123,7 @@ fn losses_and_gradients_are_those_of_pytorch() {
             Objective::Reconstruction { alpha: 0.3 },
         ] {
             let what = format!("{method}.{}", objective.name());
-            let ours = gradients(models, &found, &golden_training.ids, objective);
+            let ours = gradients(models, &found, &golden_training.ids, objective).expect("a finite loss");
             let loss = golden_training.record["losses"][&what].as_f64().expect("a loss");
             assert!((ours.loss.total - loss).abs() < 1e-5 * loss, "{what}: {} {loss}", ours.loss.total);
             let expected = golden_training.under(&what);
@@ -166,7 +166,7 @@ fn ten_steps_lose_what_they_lose_with_pytorch_and_geoopt() {
         assert_eq!(losses.len(), 10);
         for (step, expected) in losses.iter().enumerate() {
             let models = Models { student: &student, teacher: Some(&teacher), originals: None };
-            let found = gradients(models, &trained, &golden_training.ids, objective);
+            let found = gradients(models, &trained, &golden_training.ids, objective).expect("a finite loss");
             let expected = expected.as_f64().expect("a loss");
             let gap = (found.loss.total - expected).abs();
             assert!(gap <= 1e-3 * expected, "{method}, step {step}: {} {expected}", found.loss.total);
@@ -255,11 +255,69 @@ fn a_run_that_was_interrupted_ends_at_the_same_bits() {
         assert_eq!(weights(second.student()), weights(whole.student()), "{method}");
         assert_eq!(second.snapshot(), whole.snapshot());
 
-        let others = Settings { seed: 1, ..settings.clone() };
-        let mut other = trainer(&student, &teacher, &golden_training.ids, others);
-        let error = other.restore(first.snapshot()).expect_err("another seed");
-        assert!(error.to_string().contains("settings differ"), "{error}");
+        let mut slower = trainer(
+            &student,
+            &teacher,
+            &golden_training.ids,
+            Settings { riemannian_lr: 1e-3, ..settings.clone() },
+        );
+        slower.restore(first.snapshot()).expect("other rates may follow");
+        assert_ne!(run(&mut slower, 6), losses[4..]);
+
+        let refused = |student: &Decoder, teacher: &Decoder, ids: &[Vec<u32>], settings: Settings| {
+            let error = trainer(student, teacher, ids, settings).restore(first.snapshot());
+            error.expect_err("another run").to_string()
+        };
+        let ids = &golden_training.ids;
+        let seed = Settings { seed: 1, ..settings.clone() };
+        assert!(refused(&student, &teacher, ids, seed).ends_with("seed was 0 and is 1"));
+        let turned: Vec<_> = ids.iter().rev().cloned().collect();
+        assert!(refused(&student, &teacher, &turned, settings.clone()).ends_with("its text is another"));
+        let moved = whole.student();
+        assert!(refused(moved, &teacher, ids, settings.clone()).ends_with("its model is another"));
+        assert!(refused(&student, moved, ids, settings.clone()).ends_with("its teacher is another"));
     }
+}
+
+#[test]
+fn a_step_is_a_mean_over_its_tokens_whatever_its_passes() {
+    let golden_training = load();
+    let donor = Model::open(golden("qwen2").as_ref(), &Registry::builtin()).expect("a twin");
+    let device = Device::flex();
+    let teacher = Decoder::load(&donor, &device).expect("the teacher loads");
+    let patch = golden_training.patch("xkv", &donor);
+    let student = Decoder::load(&patch.over(&donor), &device).expect("the student loads");
+    assert_eq!(golden_training.ids.len(), 3, "two windows and one");
+    let first = |batch_size, gradient_accumulation_steps| {
+        let settings = Settings { batch_size, gradient_accumulation_steps, ..Settings::default() };
+        trainer(&student, &teacher, &golden_training.ids, settings).step().expect("finite")
+    };
+    let (whole, parts) = (first(3, 1), first(2, 2));
+    assert_eq!(whole.tokens, parts.tokens);
+    assert!((whole.loss.total / parts.loss.total - 1.0).abs() < 1e-6, "{whole:?} {parts:?}");
+    assert!((whole.grad_norm / parts.grad_norm - 1.0).abs() < 1e-5, "{whole:?} {parts:?}");
+}
+
+#[test]
+fn a_number_that_is_none_is_named_by_where_it_came_up() {
+    let golden_training = load();
+    let donor = Model::open(golden("qwen2").as_ref(), &Registry::builtin()).expect("a twin");
+    let device = Device::flex();
+    let teacher = Decoder::load(&donor, &device).expect("the teacher loads");
+    let patch = golden_training.patch("separate", &donor);
+    let student = Decoder::load(&patch.over(&donor), &device).expect("the student loads");
+    let found = factors(&student);
+    let broken = found
+        .iter()
+        .find(|factor| factor.slot == Slot::Layer(1, LayerSlot::DownValue))
+        .expect("layer 1 has latents");
+    let huge = Tensor::<2>::full(broken.shape, f32::MAX, &device);
+    let student = replace(student, [(broken.id, huge)].into());
+    let mut run = trainer(&student, &teacher, &golden_training.ids, Settings::default());
+    let (before, error) = (run.snapshot(), run.step().expect_err("it overflows"));
+    assert_eq!(error, TrainError::NotFinite { step: 1, place: Place::Output(1) });
+    assert!(error.to_string().contains("the output of layer 1"), "{error}");
+    assert_eq!(run.snapshot(), before, "nothing has moved");
 }
 
 #[test]
@@ -283,6 +341,13 @@ fn a_run_that_cannot_be_is_refused_before_it_begins() {
     assert!(refused(&student, nobody, Loss::Distillation).contains("needs a teacher"));
     let imitated = Sources { teacher: Some(&teacher), originals: None };
     assert!(refused(&student, imitated, Loss::Reconstruction).contains("needs the original W_k and W_v"));
+    let wider = Model::open(golden("llama").as_ref(), &Registry::builtin()).expect("a twin");
+    let wider = Originals::load(&wider, &[true; 3], &device).expect("it has them");
+    let others = Sources { teacher: None, originals: Some(&wider) };
+    assert!(
+        refused(&student, others, Loss::Reconstruction)
+            .contains("[32, 32], those of the model were [32, 16]")
+    );
     assert!(
         train::windows(&[1; 10], 11, &student)
             .is_err_and(|e| e.to_string().contains("fewer than one window"))

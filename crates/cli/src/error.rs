@@ -128,6 +128,28 @@ pub enum UserError {
         /// The folder.
         path: String,
     },
+    /// A run folder that another process works in.
+    #[error("another process is training in {path}")]
+    RunBusy {
+        /// The folder.
+        path: String,
+    },
+    /// A run folder that would be replaced with the model it makes.
+    #[error("the run's folder {run_dir} lies in {output}, which is written when the run is over")]
+    RunInOutput {
+        /// The run's folder.
+        run_dir: String,
+        /// OUT.
+        output: String,
+    },
+    /// A run that cannot go on, and where it was last well.
+    #[error("{error}; the last snapshot before it is {}", snapshot.display())]
+    Diverged {
+        /// What happened.
+        error: train::TrainError,
+        /// The last whole snapshot.
+        snapshot: std::path::PathBuf,
+    },
     /// A converted folder that does not say what it came from.
     #[error("{path} names no donor that could be the teacher")]
     NoDonor {
@@ -199,6 +221,9 @@ impl UserError {
             UserError::OtherTokenizer { .. } => "take the donor as the teacher".into(),
             UserError::Settings { .. } => "shrink train writes a whole one into the run folder: settings.toml".into(),
             UserError::RunExists { .. } => "go on with it by --resume, or name another --run-dir".into(),
+            UserError::RunBusy { .. } => "wait for it, or name another --run-dir".into(),
+            UserError::RunInOutput { .. } => "name a --run-dir beside OUT".into(),
+            UserError::Diverged { error, .. } => return error.hint(),
             UserError::NoDonor { .. } => "name the donor with --teacher".into(),
             UserError::NoOriginals { .. } => {
                 "convert with --store-original-weights, or name the donor with --teacher".into()

@@ -24,6 +24,13 @@ pub fn goal(args: &ConvertArgs) -> Result<Option<Goal>, UserError> {
     let flag = |flag, found: f64, expected: &str| {
         Err(UserError::Flag { flag, found: found.to_string(), expected: expected.into() })
     };
+    let planned = args.target.map(|_| "--target").or(args.max_ppl_increase.map(|_| "--max-ppl-increase"));
+    if let (Some(goal), Some(crate::args::CacheDtype::F32)) = (planned, args.cache_dtype) {
+        // Bytes are counted against a donor's of 16 bits.
+        let found = format!("f32 with {goal}");
+        let expected = "f16, bf16, int8, int4 or int3".into();
+        return Err(UserError::Flag { flag: "--cache-dtype", found, expected });
+    }
     match (args.target, args.max_ppl_increase) {
         // Written so that NaN is refused too.
         (Some(target), _) if !(1.0..=1e4).contains(&target) => {

@@ -8,7 +8,7 @@ use burn::tensor::Device;
 use calib::Factors;
 use handlers::hub::{Hub, ModelFolder, Need};
 use handlers::{Model, Registry};
-use mla_core::{Decoder, Patch, SourceError, WeightSource};
+use mla_core::{Decoder, DecoderConfig, Patch, SourceError, WeightSource};
 use serde_json::Value;
 
 use crate::args::{CacheArgs, CacheDtype, Global};
@@ -119,16 +119,31 @@ impl Session {
     pub fn open_to_run(&self, name: &str, cache: CacheArgs) -> anyhow::Result<Opened> {
         let mut opened = self.open(name)?;
         self.keep_cache_as(&mut opened, cache)?;
-        let config = opened.model.config();
-        let dense = (0..config.n_layers()).any(|layer| config.latent(layer).is_none());
-        let dtype = config.cache_dtype;
-        if !dtype.runs_on(&self.device, dense) {
-            return Err(UserError::CacheOnDevice { dtype: dtype.name(), float: dtype.float().name() }.into());
-        }
+        self.check_own_cache(opened.model.config())?;
         if let Some(ratio) = cache.compression_ratio {
             opened.shorter = Some(shorter(self, &opened.model, ratio)?);
         }
         Ok(opened)
+    }
+
+    /// Refuses a model whose cache is in a type that the device does not compute in.
+    ///
+    /// # Errors
+    /// When it is.
+    pub fn check_own_cache(&self, config: &DecoderConfig) -> Result<(), UserError> {
+        let dense = (0..config.n_layers()).any(|layer| config.latent(layer).is_none());
+        self.check_cache(config.cache_dtype, dense)
+    }
+
+    /// Refuses a type of cache that the device does not compute in; `dense` says whether layers without latents are kept in it.
+    ///
+    /// # Errors
+    /// When it does not.
+    pub fn check_cache(&self, dtype: mla_core::CacheDtype, dense: bool) -> Result<(), UserError> {
+        match dtype.runs_on(&self.device, dense) {
+            true => Ok(()),
+            false => Err(UserError::CacheOnDevice { dtype: dtype.name(), float: dtype.float().name() }),
+        }
     }
 
     fn keep_cache_as(&self, opened: &mut Opened, cache: CacheArgs) -> anyhow::Result<()> {

@@ -28,8 +28,14 @@ pub fn shorter(session: &Session, model: &Model, ratio: f64) -> anyhow::Result<F
         }
         .into());
     }
+    let method = match record["method"].as_str() {
+        Some("joint") => Method::Joint,
+        // Its W_up begins with dimensions of W_k as they were, not with those that prevent most.
+        Some("decoupled_rope") => return Err(calib::Error::NotNested { layer: 0 }.into()),
+        _ => Method::Separate,
+    };
     let plan = Plan {
-        method: if record["method"] == "joint" { Method::Joint } else { Method::Separate },
+        method,
         objective: Objective::Mse,
         ranks: if record["ranks"] == "global" { Ranks::Global } else { Ranks::Uniform },
         width: Width::Ratio(ratio),

@@ -37,10 +37,20 @@ pub struct Gradients {
     pub of: Vec<Tensor<2>>,
 }
 
+/// A loss that is not finite.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Overflow {
+    /// The first layer whose output is not finite; `None` where only the loss itself is not.
+    pub layer: Option<usize>,
+}
+
 /// The loss of a batch and its gradient with respect to every factor.
 ///
 /// # Shapes
 /// - `ids`: equally long windows of at least two tokens
+///
+/// # Errors
+/// When the loss is not finite.
 ///
 /// # Panics
 /// If the objective needs a teacher or originals that are not there, or the windows differ in length.
@@ -49,7 +59,7 @@ pub fn gradients(
     factors: &[Factor],
     ids: &[Vec<u32>],
     objective: Objective,
-) -> Gradients {
+) -> Result<Gradients, Overflow> {
     let student = models.student;
     let (config, device) = (student.config(), student.device());
     let padding = Padding::none(ids.len());
@@ -66,6 +76,9 @@ pub fn gradients(
     let head = head_loss(student, student.final_norm.forward(passed.out.clone()), ids, teacher, weights);
     let kl = head.kl;
     let mut total = weights.lm * head.lm + weights.kl * kl.unwrap_or(0.0);
+    if !total.is_finite() {
+        return Err(Overflow { layer: passed.first_overflow() });
+    }
 
     let originals = objective.needs_originals().then(|| {
         let originals = models.originals.expect("the objective needs the original W_k and W_v");
@@ -88,9 +101,12 @@ pub fn gradients(
     let reconstruction =
         originals.map(|(originals, _)| tape.reconstruction / originals.count().max(1) as f64);
     total += weights.reconstruction * reconstruction.unwrap_or(0.0);
+    if !total.is_finite() {
+        return Err(Overflow { layer: passed.first_overflow() });
+    }
     let zeros = |factor: &Factor| Tensor::zeros(factor.shape, &device);
     let of = factors.iter().map(|factor| tape.found.remove(&factor.id).unwrap_or_else(|| zeros(factor)));
-    Gradients { of: of.collect(), loss: LossParts { total, lm: head.lm, kl, reconstruction } }
+    Ok(Gradients { of: of.collect(), loss: LossParts { total, lm: head.lm, kl, reconstruction } })
 }
 
 /// What a forward pass leaves behind.
@@ -101,6 +117,21 @@ struct Passed {
     latents: BTreeMap<usize, Tensor<3>>,
     /// The stream after the last block.
     out: Tensor<3>,
+}
+
+impl Passed {
+    /// The first layer after which the stream is not finite.
+    fn first_overflow(&self) -> Option<usize> {
+        let after = self.before.keys().zip(self.before.values().skip(1).chain([&self.out]));
+        let mut bad = after.filter(|(_, stream)| !is_finite(stream));
+        bad.next().map(|(&layer, _)| layer)
+    }
+}
+
+/// Whether every number is one.
+pub(crate) fn is_finite<const D: usize>(x: &Tensor<D>) -> bool {
+    // NaN and infinity stay what they are in a sum of sizes; a sum that is too large for itself counts as one.
+    x.clone().abs().sum().into_scalar::<f64>().is_finite()
 }
 
 fn forward(student: &Decoder, ids: &[Vec<u32>], padding: &Padding, first: usize) -> Passed {

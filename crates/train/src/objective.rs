@@ -5,7 +5,8 @@ use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 use mla_core::{LayerSlot, Part, Slot, SourceError, WeightSource};
 
-/// What training minimises; every mean is over the tokens that have a next one, of all windows of a batch.
+/// What training minimises. Means are over all windows of a batch: of logits over the tokens that have a next one, of K and V
+/// over all.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Objective {
     /// The cross-entropy of the next token.
@@ -140,6 +141,12 @@ impl Originals {
             }
         };
         Some(original.each_ref().map(apply))
+    }
+
+    /// The shape of the first matrix that has not this one, as burn multiplies it.
+    pub(crate) fn unlike(&self, shape: [usize; 2]) -> Option<[usize; 2]> {
+        let shapes = self.layers.iter().flatten().flatten().map(|linear| linear.weight.dims());
+        shapes.into_iter().find(|found| *found != shape)
     }
 
     /// Layers that have latents.

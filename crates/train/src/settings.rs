@@ -39,7 +39,7 @@ pub struct Settings {
     pub batch_size: usize,
     /// Tokens a window.
     pub max_length: usize,
-    /// Passes whose gradients are averaged for one step.
+    /// Passes that make one step, whose gradient is the mean over all their tokens.
     pub gradient_accumulation_steps: usize,
     /// Longer gradients, over all matrices together, are shortened to this; 0 for no bound.
     pub max_grad_norm: f64,
@@ -97,6 +97,17 @@ impl Default for Settings {
     }
 }
 
+/// What may change when a run goes on: how far its steps go, and what they do not depend on.
+const FREE: [&str; 7] = [
+    "euclidean_lr",
+    "riemannian_lr",
+    "logging_steps",
+    "save_steps",
+    "save_total_limit",
+    "early_stopping_patience",
+    "check_orthonormality_steps",
+];
+
 /// A setting that no run could have.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
 #[error("{name} is {found}, expected {expected}")]
@@ -149,6 +160,21 @@ impl Settings {
             }
         }
         Ok(())
+    }
+
+    /// The first setting by which a run that went by `earlier` cannot go on by these; learning rates may change, and so may
+    /// what is logged, kept and waited for.
+    pub fn unlike(&self, earlier: &Self) -> Option<String> {
+        let fields = |settings: &Self| match serde_json::to_value(settings) {
+            Ok(serde_json::Value::Object(fields)) => fields,
+            other => unreachable!("settings are numbers and names by field: {other:?}"),
+        };
+        let (now, then) = (fields(self), fields(earlier));
+        let differs = |(name, now): (String, serde_json::Value)| {
+            let differs = !FREE.contains(&name.as_str()) && then[&name] != now;
+            differs.then(|| format!("{name} was {} and is {now}", then[&name]))
+        };
+        now.into_iter().find_map(differs)
     }
 
     /// What is minimised, with its numbers.
@@ -204,6 +230,25 @@ mod tests {
             (Settings { max_grad_norm: f64::INFINITY, ..base() }, "max_grad_norm"),
         ] {
             assert_eq!(settings.check().expect_err(name).name, name);
+        }
+    }
+
+    #[test]
+    fn a_run_goes_on_with_other_rates_and_with_no_other_batches() {
+        let earlier = Settings::default();
+        let free = Settings {
+            euclidean_lr: 1e-7,
+            save_steps: 3,
+            early_stopping_patience: Some(4),
+            ..earlier.clone()
+        };
+        assert_eq!(free.unlike(&earlier), None);
+        let other = Settings { batch_size: 8, ..earlier.clone() };
+        assert_eq!(other.unlike(&earlier).as_deref(), Some("batch_size was 4 and is 8"));
+        let other = Settings { max_steps: Some(8), ..earlier.clone() };
+        assert_eq!(other.unlike(&earlier).as_deref(), Some("max_steps was null and is 8"));
+        for name in FREE {
+            assert!(serde_json::to_value(&earlier).expect("numbers").get(name).is_some(), "{name}");
         }
     }
 

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::optimise::{Remembered, Scalars};
+use crate::origin::{Origin, hex};
 use crate::settings::Settings;
 use crate::trainer::Snapshot;
 
@@ -86,6 +87,7 @@ impl SnapshotError {
 struct Header {
     step: usize,
     settings: Settings,
+    origin: Origin,
     /// By factor; `None` before the first step.
     scalars: Vec<(String, Option<Scalars>)>,
 }
@@ -96,14 +98,16 @@ impl Snapshots {
         Self { folder: folder.into(), limit: limit.max(1) }
     }
 
-    /// Writes a snapshot, and removes those that are too many once it is there.
+    /// Writes a snapshot, and removes those that are too many once it is there. What has a later step can only be torn: the run
+    /// was there and went on from before.
     ///
     /// # Errors
     /// When the disk fails; the snapshots before it are untouched then.
     pub fn save(&self, snapshot: &Snapshot) -> Result<PathBuf, SnapshotError> {
-        let path = self.write(snapshot, &format!("{PREFIX}{:08}", snapshot.step))?;
-        let mut all = self.files()?;
-        for old in all.drain(..all.len().saturating_sub(self.limit)) {
+        let path = self.write(snapshot, &name_of(snapshot.step))?;
+        let (later, mut kept): (Vec<_>, Vec<_>) = self.files()?.into_iter().partition(|other| *other > path);
+        let too_many = kept.len().saturating_sub(self.limit);
+        for old in later.into_iter().chain(kept.drain(..too_many)) {
             fs::remove_file(&old).map_err(|source| SnapshotError::Io {
                 action: "remove",
                 path: old,
@@ -129,12 +133,17 @@ impl Snapshots {
         read(&self.folder.join(format!("{BEST}{SUFFIX}")))
     }
 
-    /// Where the newest lies, whole or not; `None` before the first.
+    /// Whether there is one, whole or not.
     ///
     /// # Errors
     /// When the folder cannot be read.
-    pub fn last(&self) -> Result<Option<PathBuf>, SnapshotError> {
-        Ok(self.files()?.pop())
+    pub fn is_empty(&self) -> Result<bool, SnapshotError> {
+        Ok(self.files()?.is_empty())
+    }
+
+    /// Where the snapshot of a step lies.
+    pub fn path(&self, step: usize) -> PathBuf {
+        self.folder.join(format!("{}{SUFFIX}", name_of(step)))
     }
 
     /// Under another name first, then synced and renamed.
@@ -163,13 +172,14 @@ impl Snapshots {
     /// The newest whole snapshot, and those that were damaged and passed over for it.
     ///
     /// # Errors
-    /// When the folder cannot be read.
+    /// When the folder or a file cannot be read.
     pub fn newest(&self) -> Result<(Option<Snapshot>, Vec<SnapshotError>), SnapshotError> {
         let mut damaged = Vec::new();
         for path in self.files()?.into_iter().rev() {
             match read(&path) {
                 Ok(snapshot) => return Ok((Some(snapshot), damaged)),
-                Err(error) => damaged.push(error),
+                Err(error @ SnapshotError::Damaged { .. }) => damaged.push(error),
+                Err(error) => return Err(error),
             }
         }
         Ok((None, damaged))
@@ -193,6 +203,11 @@ impl Snapshots {
         found.sort();
         Ok(found)
     }
+}
+
+/// `step-00000100`: by name they stand in the order of their steps.
+fn name_of(step: usize) -> String {
+    format!("{PREFIX}{step:08}")
 }
 
 /// `layers.3.up_k`.
@@ -228,6 +243,7 @@ fn to_bytes(snapshot: &Snapshot) -> Vec<u8> {
     let header = Header {
         step: snapshot.step,
         settings: snapshot.settings.clone(),
+        origin: snapshot.origin.clone(),
         scalars: scalars
             .map(|((slot, _), found)| (name(*slot), found.as_ref().map(|found| found.scalars)))
             .collect(),
@@ -253,7 +269,7 @@ fn digest<'a>(header: &str, tensors: impl Iterator<Item = (&'a str, &'a [u8])>) 
         sha.update(name);
         sha.update(bytes);
     }
-    sha.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(sha)
 }
 
 fn read(path: &Path) -> Result<Snapshot, SnapshotError> {
@@ -294,7 +310,7 @@ fn from_bytes(bytes: &[u8]) -> Result<Snapshot, String> {
             }
         });
     }
-    Ok(Snapshot { step: header.step, settings: header.settings, factors, remembered })
+    Ok(Snapshot { step: header.step, settings: header.settings, origin: header.origin, factors, remembered })
 }
 
 #[cfg(test)]
@@ -304,12 +320,14 @@ mod tests {
     fn snapshot(step: usize) -> Snapshot {
         let matrix = |x: f32| Matrix::new(2, 3, vec![x, -0.0, 1e-40, f32::MIN_POSITIVE, 3.5, x * x]);
         let moment = |x: f32| TensorData::new(vec![x; 6], [2, 3]);
-        let scalars = Scalars { time: step, length: 1.0 / 3.0, drift: 1e-17 };
+        // The length is a number that is read back as another by whoever rounds twice.
+        let scalars = Scalars { time: step, length: 2.371_373_705_661_655_4e-5, drift: 1e-17 };
         let remembered =
             Remembered { scalars, tensors: vec![("moment_1", moment(0.1)), ("moment_2", moment(0.2))] };
         Snapshot {
             step,
             settings: Settings { seed: 9, ..Settings::default() },
+            origin: Origin::default(),
             factors: vec![
                 (Slot::Layer(0, LayerSlot::UpKey), matrix(1.0)),
                 (Slot::Layer(12, LayerSlot::CrossValue), matrix(step as f32)),
@@ -349,6 +367,29 @@ mod tests {
             let [SnapshotError::Damaged { path: named, .. }] = &damaged[..] else { panic!("{damaged:?}") };
             assert_eq!(named, &path);
         }
+    }
+
+    #[test]
+    fn what_was_just_written_stays_and_torn_ones_of_later_steps_go() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let snapshots = Snapshots::new(folder.path(), 1);
+        let torn = snapshots.save(&snapshot(100)).expect("room");
+        fs::write(&torn, "torn").expect("written");
+        assert_eq!(snapshots.newest().expect("a folder").0, None);
+        let path = snapshots.save(&snapshot(10)).expect("room");
+        assert_eq!((path.exists(), torn.exists()), (true, false));
+        assert_eq!(path, snapshots.path(10));
+        assert_eq!(snapshots.newest().expect("a folder").0, Some(snapshot(10)));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_not_taken_for_a_torn_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let snapshots = Snapshots::new(folder.path(), 2);
+        snapshots.save(&snapshot(1)).expect("room");
+        fs::create_dir(snapshots.path(2)).expect("a folder in its place");
+        let error = snapshots.newest().expect_err("no file");
+        assert!(matches!(error, SnapshotError::Io { .. }), "{error}");
     }
 
     #[test]

@@ -1,14 +1,17 @@
 //! A run, a step at a time: whoever drives it decides when to log, to measure and to save.
 
+use std::fmt;
+
 use burn::tensor::Tensor;
 use mla_core::{Decoder, Matrix, Slot};
 
-use crate::backward::{Models, gradients};
+use crate::backward::{Models, gradients, is_finite};
 use crate::batches::Batches;
 use crate::eval::{EvalError, check};
 use crate::factors::{Factor, factors, replace};
 use crate::objective::{LossParts, Originals};
 use crate::optimise::{Optimiser, Rates, Remembered, orthonormality, values};
+use crate::origin::{Origin, keys_values};
 use crate::settings::{BadSetting, Settings};
 
 /// A run that cannot begin or go on.
@@ -44,13 +47,21 @@ pub enum TrainError {
         /// Rows of the model's.
         student: usize,
     },
+    /// Originals of another shape.
+    #[error("the original W_k and W_v are {original:?}, those of the model were {model:?}")]
+    OtherShape {
+        /// Their rows and columns.
+        original: [usize; 2],
+        /// The model's.
+        model: [usize; 2],
+    },
     /// NaN or infinity in a loss or a gradient.
-    #[error("step {step} has a loss or gradient that is not finite{}", layer.map_or(String::new(), |layer| format!(", first in layer {layer}")))]
+    #[error("step {step}: {place} not finite")]
     NotFinite {
         /// The step, counted from 1.
         step: usize,
-        /// The layer furthest down the way back that had one, where a gradient was the first.
-        layer: Option<usize>,
+        /// Where it came up.
+        place: Place,
     },
     /// A snapshot of another run.
     #[error("the snapshot is of another run: {what}")]
@@ -72,14 +83,38 @@ impl TrainError {
                 "convert with --store-original-weights, or name the donor with --teacher"
             }
             TrainError::Vocabulary { .. } => "take the donor as the teacher",
+            TrainError::OtherShape { .. } => "take the donor as the teacher",
             TrainError::NotFinite { .. } => {
-                "lower the learning rates, and go on from the last snapshot with --resume"
+                "lower the learning rates: --resume with other --euclidean-lr and --riemannian-lr goes on from the last snapshot"
             }
             TrainError::OtherRun { .. } => {
                 "resume with the same model, text and settings, or begin a new run"
             }
         };
         Some(hint.into())
+    }
+}
+
+/// Where a number that is not finite came up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On the way forwards, in the output of this layer first.
+    Output(usize),
+    /// In the loss, all layers' outputs being finite.
+    Loss,
+    /// On the way back, in the gradients of this layer first.
+    Gradient(usize),
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Place::Output(layer) => write!(f, "the output of layer {layer}, the first of them, is"),
+            Place::Loss => write!(f, "the loss, after layers whose output is finite, is"),
+            Place::Gradient(layer) => {
+                write!(f, "the gradient of layer {layer}, the first on the way back, is")
+            }
+        }
     }
 }
 
@@ -113,6 +148,7 @@ pub struct Trainer<'a> {
     sources: Sources<'a>,
     batches: Batches<'a>,
     settings: Settings,
+    origin: Origin,
     /// Steps done.
     step: usize,
 }
@@ -122,7 +158,7 @@ pub struct Trainer<'a> {
 pub struct StepReport {
     /// Steps done, this one included.
     pub step: usize,
-    /// The loss before the step, mean over its passes.
+    /// The loss before the step, mean over its windows.
     pub loss: LossParts,
     /// The gradient's norm before it was shortened.
     pub grad_norm: f64,
@@ -139,6 +175,8 @@ pub struct Snapshot {
     pub step: usize,
     /// The settings of the run.
     pub settings: Settings,
+    /// What else it is of.
+    pub origin: Origin,
     /// Every factor as burn multiplies it, `[d_in, d_out]`.
     pub factors: Vec<(Slot, Matrix)>,
     /// What the optimisers remember of each.
@@ -175,9 +213,27 @@ impl<'a> Trainer<'a> {
         if objective.needs_originals() && sources.originals.is_none() {
             return Err(TrainError::NeedsOriginals { loss: objective.name() });
         }
+        let config = student.config();
+        let model = [config.d_model, config.d_kv()];
+        if let Some(original) = sources.originals.and_then(|originals| originals.unlike(model)) {
+            return Err(TrainError::OtherShape { original, model });
+        }
         let optimiser = Optimiser::new(&factors, settings.weight_decay, settings.max_grad_norm);
         let batches = Batches::new(windows, settings.batch_size, settings.seed);
-        Ok(Self { student, factors, optimiser, sources, batches, settings, step: 0 })
+        let mut origin = Origin::default();
+        origin.add_text("text", windows.iter().map(Vec::as_slice));
+        let values = values(&student);
+        origin.add_matrices("model", factors.iter().map(|factor| values[&factor.id].clone()));
+        if let Some(teacher) = sources.teacher {
+            origin.add_matrices("teacher", keys_values(teacher));
+        }
+        Ok(Self { student, factors, optimiser, sources, batches, settings, origin, step: 0 })
+    }
+
+    /// What else the run is of than its settings, its text, its model and its teacher: what a caller measures by, say. A
+    /// snapshot that is of something else is then not gone on from.
+    pub fn origin_mut(&mut self) -> &mut Origin {
+        &mut self.origin
     }
 
     /// The model as it is now.
@@ -218,17 +274,21 @@ impl<'a> Trainer<'a> {
         let first = step * self.settings.gradient_accumulation_steps;
         let passes = self.settings.passes(self.batches.of_an_epoch());
         let passes = first..(first + self.settings.gradient_accumulation_steps).min(passes);
-        let share = 1.0 / passes.len() as f64;
+        let batches: Vec<_> = passes.map(|pass| self.batches.get(pass)).collect();
+        let windows = batches.iter().map(Vec::len).sum::<usize>();
         let models = Models {
             student: &self.student,
             teacher: self.sources.teacher,
             originals: self.sources.originals,
         };
         let (mut loss, mut sum, mut tokens) = (LossParts::default(), None::<Vec<Tensor<2>>>, 0);
-        for pass in passes {
-            let batch = self.batches.get(pass);
+        let not_finite = |place| TrainError::NotFinite { step: step + 1, place };
+        for batch in batches {
             tokens += batch.iter().map(Vec::len).sum::<usize>();
-            let found = gradients(models, &self.factors, &batch, self.settings.objective());
+            // A mean over the step's tokens, whatever the passes that they come in: all windows are equally long.
+            let share = batch.len() as f64 / windows as f64;
+            let found = gradients(models, &self.factors, &batch, self.settings.objective())
+                .map_err(|overflow| not_finite(overflow.layer.map_or(Place::Loss, Place::Output)))?;
             loss = loss.plus(&found.loss, share);
             let of = found.of.into_iter().map(|g| g * share);
             sum = Some(match sum {
@@ -238,10 +298,7 @@ impl<'a> Trainer<'a> {
         }
         let sum = sum.expect("a step has a pass");
         if let Some(layer) = self.not_finite(&sum) {
-            return Err(TrainError::NotFinite { step: step + 1, layer: Some(layer) });
-        }
-        if !loss.total.is_finite() {
-            return Err(TrainError::NotFinite { step: step + 1, layer: None });
+            return Err(not_finite(Place::Gradient(layer)));
         }
         let rates = self.settings.rates(step, steps);
         let (student, grad_norm) = self.optimiser.step(self.student.clone(), &self.factors, sum, rates);
@@ -254,8 +311,7 @@ impl<'a> Trainer<'a> {
     fn not_finite(&self, gradients: &[Tensor<2>]) -> Option<usize> {
         let bad = |(factor, gradient): (&Factor, &Tensor<2>)| {
             let Slot::Layer(layer, _) = factor.slot else { return None };
-            let finite = gradient.clone().abs().sum().into_scalar::<f64>().is_finite();
-            (!finite).then_some(layer)
+            (!is_finite(gradient)).then_some(layer)
         };
         self.factors.iter().zip(gradients).filter_map(bad).max()
     }
@@ -267,24 +323,29 @@ impl<'a> Trainer<'a> {
         Snapshot {
             step: self.step,
             settings: self.settings.clone(),
+            origin: self.origin.clone(),
             factors: self.factors.iter().map(read).collect(),
             remembered: self.optimiser.remembered(),
         }
     }
 
-    /// Goes back to a snapshot of this run: from there on, every step is what it would have been.
+    /// Goes back to a snapshot of this run: from there on, every step is what it would have been. Learning rates may be others
+    /// than the snapshot's, and so may what no step depends on ([`Settings::unlike`]).
     ///
     /// # Errors
     /// When it is of another run.
     pub fn restore(&mut self, snapshot: Snapshot) -> Result<(), TrainError> {
         let other = |what: String| Err(TrainError::OtherRun { what });
-        if snapshot.settings != self.settings {
-            return other("its settings differ".into());
+        if let Some(difference) = self.settings.unlike(&snapshot.settings) {
+            return other(difference);
         }
         let shapes = |(slot, matrix): &(Slot, Matrix)| (*slot, [matrix.rows, matrix.cols]);
         let ours: Vec<_> = self.factors.iter().map(|factor| (factor.slot, factor.shape)).collect();
         if snapshot.factors.iter().map(shapes).collect::<Vec<_>>() != ours {
             return other("its matrices are of another model".into());
+        }
+        if let Some(name) = self.origin.difference(&snapshot.origin) {
+            return other(format!("its {name} is another"));
         }
         if snapshot.step > self.steps() {
             return other(format!("it has {} steps, this one {}", snapshot.step, self.steps()));

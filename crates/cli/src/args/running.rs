@@ -160,9 +160,9 @@ Examples:
 pub struct BenchArgs {
     /// A model folder or hub id
     pub model: String,
-    /// Tokens in the cache before a decoding step
-    #[arg(long, value_delimiter = ',', default_value = "128,1024", value_name = "N,…")]
-    pub context: Vec<usize>,
+    /// Tokens in the cache before a decoding step [default: 128,1024, as far as the model's context goes]
+    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    pub context: Option<Vec<usize>>,
     /// Sequences at a time
     #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,…")]
     pub batch_size: Vec<usize>,

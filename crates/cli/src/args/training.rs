@@ -74,7 +74,7 @@ pub struct SettingArgs {
     /// Tokens a window [default: 512]
     #[arg(long, value_name = "N")]
     pub max_length: Option<usize>,
-    /// Passes whose gradients are averaged for a step [default: 1]
+    /// Passes that make a step, by the mean over all their tokens [default: 1]
     #[arg(long, value_name = "N")]
     pub gradient_accumulation_steps: Option<usize>,
     /// Longer gradients are shortened to this; 0 for no bound [default: 1]

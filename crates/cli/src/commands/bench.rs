@@ -11,6 +11,9 @@ use crate::error::UserError;
 use crate::report::{bytes, table};
 use crate::session::Session;
 
+/// Tokens in the cache before a step, of a model whose context is that long.
+const DEFAULT_CONTEXTS: [usize; 2] = [128, 1024];
+
 /// One line of the table.
 struct Row {
     what: &'static str,
@@ -71,9 +74,20 @@ pub fn run(session: &Session, args: &BenchArgs) -> anyhow::Result<()> {
         }
     };
     fits("--prefill", &args.prefill, longest)?;
-    fits("--context", &args.context, longest.saturating_sub(args.repeat + 1))?;
+    // Behind the context come the steps: one that is not counted, and those that are.
+    fits("--repeat", &[args.repeat], longest.saturating_sub(1))?;
+    let room = longest - 1 - args.repeat;
+    let contexts = match &args.context {
+        Some(contexts) => contexts.clone(),
+        None => {
+            let mut contexts = DEFAULT_CONTEXTS.map(|tokens| tokens.min(room)).to_vec();
+            contexts.dedup();
+            contexts
+        }
+    };
+    fits("--context", &contexts, room)?;
     let decoder = session.load_opened(&opened)?;
-    let passes = (args.prefill.len() + args.context.len()) * args.batch_size.len();
+    let passes = (args.prefill.len() + contexts.len()) * args.batch_size.len();
     let mut task = session.ui.task("measuring", passes as u64);
     let mut rows = Vec::with_capacity(passes);
     for &batch in &args.batch_size {
@@ -81,7 +95,7 @@ pub fn run(session: &Session, args: &BenchArgs) -> anyhow::Result<()> {
             rows.push(time_prefill(&decoder, tokens, batch, args.repeat.min(3))?);
             task.at(rows.len() as u64, passes as u64);
         }
-        for &tokens in &args.context {
+        for &tokens in &contexts {
             rows.push(time_decoding(&decoder, tokens, batch, args.repeat)?);
             task.at(rows.len() as u64, passes as u64);
         }

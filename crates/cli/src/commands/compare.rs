@@ -21,6 +21,9 @@ struct Text {
 /// Fits every plan on one set of statistics and measures each on the texts.
 pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
     plans::check_compared(args)?;
+    for dtype in &args.cache_dtype {
+        session.check_cache(dtype.dtype(), false)?;
+    }
     let calibrated = !args.calibration.no_calibration;
     let fisher = match args.objective.as_slice() {
         [] => calibrated,

@@ -25,6 +25,8 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         None => plans::width(args.compression_ratio, args.d_latent)?,
     };
     let cache = args.cache_dtype.map(CacheDtype::dtype);
+    let dense = args.method.method == Method::Xkv && args.method.keep_early_layers_original;
+    cache.map_or(Ok(()), |dtype| session.check_cache(dtype, dense))?;
     plans::check_flags(&args.method)?;
     let fisher = args.method.objective.unwrap_or(match args.calibration.no_calibration {
         true => Objective::Mse,
@@ -44,7 +46,12 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
             config,
         )?,
         goal,
-        dtypes: cache.map_or(plans::PLANNED.to_vec(), |dtype| vec![dtype]),
+        dtypes: match cache {
+            Some(dtype) => vec![dtype],
+            None => {
+                plans::PLANNED.into_iter().filter(|dtype| dtype.runs_on(&session.device, dense)).collect()
+            }
+        },
         options,
         sequential: args.sequential,
         store_original_weights: args.store_original_weights,
@@ -99,7 +106,7 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     let calibration = calibration::load(session, &args.calibration, &donor.model)?;
     let scratch = Scratch::new(scratch_bytes, beside(&args.output));
     let (conversion, separate) = match (args.method.method, &calibration) {
-        (Method::Xkv, Some(text)) => {
+        (Method::Xkv, Some(text)) if goal.is_none() => {
             convert::xkv_and_separate(session, &donor.model, &request, text, &scratch)?
         }
         _ => (convert::factors(session, &donor.model, &request, calibration.as_ref(), &scratch)?, None),

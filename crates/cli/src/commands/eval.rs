@@ -1,6 +1,6 @@
 //! `shrink eval`.
 
-use mla_core::{CacheDtype, Decoder, Padding};
+use mla_core::{CacheDtype, Decoder, Padding, WeightSource};
 use serde_json::json;
 use train::eval::{CacheSize, Pass, TokenBytes, Windowing, cache_sizes, compare, perplexity};
 
@@ -15,6 +15,7 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
     let opened = session.open_to_run(&args.model, args.cache)?;
     let tokens = session.tokens(&opened.model, &args.data, &args.text_field)?;
     let donor = args.against.as_deref().map(|name| session.open(name)).transpose()?;
+    donor.as_ref().map_or(Ok(()), |donor| session.check_own_cache(donor.model.config()))?;
     let model = session.load_opened(&opened)?;
     let pass = if args.through_cache { Pass::ThroughCache } else { Pass::Full };
 

@@ -35,6 +35,10 @@ pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
         true => (TokenBytes::allocated(&config, element_bytes), config.cache_dtype.name()),
         false => (TokenBytes::plain(&config, element_bytes), args.dtype.dtype().name()),
     };
+    let has_latents = (0..config.n_layers()).any(|layer| config.latent(layer).is_some());
+    if config.cache_dtype.bits().is_some() && !has_latents {
+        return Err(UserError::NoLatents { dtype: config.cache_dtype.name() }.into());
+    }
     let sizes = cache_sizes(a_token, &args.sequence_lengths, args.batch_size);
     // A product that is too large stops at the largest number there is.
     if let Some(size) = sizes.iter().find(|size| size.donor_bytes.max(size.model_bytes) == u64::MAX) {

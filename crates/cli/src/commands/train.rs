@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use anyhow::Context;
 use handlers::{Existing, FolderPlan, MlaSection, Output};
 use mla_core::{CacheDtype, WeightMap, WeightSource};
 use serde_json::{Value, json};
@@ -22,26 +23,41 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
     check(args, &settings)?;
     let mut opened = session.open(&args.model)?;
     // Rounding has no gradient: what is cached in fewer bits is trained exact.
+    let kept_in = opened.model.config().cache_dtype;
     opened.model.set_cache_dtype(CacheDtype::F32);
     let Some(section) = opened.model.section().cloned() else {
         return Err(UserError::NotConverted { path: args.model.clone() }.into());
     };
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
     let output = Output::prepare(&args.output, existing, opened.model.folder())?;
-    let run_dir = args.run_dir.clone().unwrap_or_else(|| beside(&args.output));
+    let run_dir = run_dir(args)?;
     let found = match args.resume {
         true => newest(session, &run_dir, &settings)?,
-        false => None,
+        false => {
+            RunFolder::check_is_new(&run_dir, &settings)?;
+            None
+        }
     };
     let tokens = session.tokens(&opened.model, &args.data, &args.text_field)?;
     let mut validation = Validation::open(session, args, &opened, &settings)?;
+    if validation.is_some() && kept_in.bits().is_some() {
+        session.ui.note(&format!(
+            "note: perplexities here are of exact latents; {} keeps them in {}: shrink eval measures those",
+            args.output.display(),
+            kept_in.name()
+        ));
+    }
     let student = session.load(&opened.model)?;
     let windows = windows(&tokens, settings.max_length, &student)?;
     let objective = settings.objective();
-    let donor = match objective.needs_teacher() || (objective.needs_originals() && args.teacher.is_some()) {
+    let lacks_originals = objective.needs_originals() && !section.store_original_weights;
+    let donor = match objective.needs_teacher() || (lacks_originals && args.teacher.is_some()) {
         true => Some(donor(session, args, &opened, &tokens)?),
         false => None,
     };
+    if let (None, Some(teacher)) = (&donor, &args.teacher) {
+        session.ui.note(&format!("note: the loss {} does not ask the teacher {teacher}", objective.name()));
+    }
     let teacher = match (&donor, objective.needs_teacher()) {
         (Some(donor), true) => Some(session.load_beside(&donor.model, &student)?),
         _ => None,
@@ -52,6 +68,9 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
     };
     let sources = Sources { teacher: teacher.as_ref(), originals: originals.as_ref() };
     let mut trainer = Trainer::new(student, sources, &windows, settings.clone())?;
+    if let Some(validation) = &validation {
+        trainer.origin_mut().add_text("validation text", [validation.text()]);
+    }
     // Stopped before its first snapshot, a run goes on from its beginning.
     let resumed = args.resume.then(|| found.as_ref().map_or(0, |snapshot| snapshot.step));
     if let Some(snapshot) = found {
@@ -136,10 +155,13 @@ fn steps(
         let report = match trainer.step() {
             Ok(report) => report,
             Err(error) => {
-                if let Ok(Some(last)) = folder.snapshots.last() {
-                    session.ui.note(&format!("the last snapshot before that is {}", last.display()));
-                }
-                return Err(error.into());
+                return Err(match folder.snapshots.newest() {
+                    Ok((Some(last), _)) => {
+                        let snapshot = folder.snapshots.path(last.step);
+                        UserError::Diverged { error, snapshot }.into()
+                    }
+                    _ => error.into(),
+                });
             }
         };
         tokens_read += report.tokens;
@@ -183,7 +205,8 @@ fn keep(
             folder.snapshots.save_best(&snapshot)?;
         }
     }
-    folder.draw()?;
+    // The log is on the disk before the snapshot is, which stands for all that it says.
+    folder.sync()?;
     folder.snapshots.save(&snapshot)?;
     Ok(())
 }
@@ -207,19 +230,34 @@ fn chosen(
         return (last, true);
     }
     match folder.snapshots.best() {
-        Ok(best) => (best, true),
-        Err(error) => {
-            session.ui.note(&format!("note: {error}; writing the last step, not the best, {step}"));
+        Ok(best) if best.step == step => (best, true),
+        other => {
+            let reason = other.map_or_else(
+                |error| error.to_string(),
+                |best| format!("the best kept is of step {}", best.step),
+            );
+            session.ui.note(&format!("note: {reason}; writing the last step, not the best, {step}"));
             (last, false)
         }
     }
 }
 
-/// `OUT.run`.
-fn beside(output: &Path) -> PathBuf {
-    let mut name = output.as_os_str().to_owned();
-    name.push(".run");
-    name.into()
+/// The run's folder: `OUT.run` unless another was named, and not a part of OUT, which may be replaced.
+fn run_dir(args: &TrainArgs) -> anyhow::Result<PathBuf> {
+    // By its components a path has no slash at its end.
+    let output: PathBuf = args.output.components().collect();
+    let run_dir = args.run_dir.clone().unwrap_or_else(|| {
+        let mut name = output.clone().into_os_string();
+        name.push(".run");
+        name.into()
+    });
+    let absolute =
+        |path: &Path| std::path::absolute(path).with_context(|| format!("cannot resolve {}", path.display()));
+    if absolute(&run_dir)?.starts_with(absolute(&output)?) {
+        let (run_dir, output) = (run_dir.display().to_string(), output.display().to_string());
+        return Err(UserError::RunInOutput { run_dir, output }.into());
+    }
+    Ok(run_dir)
 }
 
 /// The snapshot to go on from; what was damaged is said.

@@ -1,6 +1,6 @@
 //! The folder of a training run: its settings, its log, its curves, its snapshots.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
@@ -14,12 +14,15 @@ const SETTINGS: &str = "settings.toml";
 const LOG: &str = "log.jsonl";
 const CURVES: &str = "curves.svg";
 const SNAPSHOTS: &str = "snapshots";
+const LOCK: &str = "lock";
 
 /// The folder of a run.
 #[derive(Debug)]
 pub struct RunFolder {
     path: PathBuf,
     file: File,
+    /// Held for as long as the run goes on, so that no second process does the same steps into the same files.
+    _lock: File,
     /// The lines of the log.
     lines: Vec<Value>,
     /// The run's snapshots.
@@ -27,31 +30,40 @@ pub struct RunFolder {
 }
 
 impl RunFolder {
+    /// Refuses a folder that holds a run already.
+    ///
+    /// # Errors
+    /// When there is a log or a snapshot in it, or it cannot be read.
+    pub fn check_is_new(path: &Path, settings: &Settings) -> anyhow::Result<()> {
+        match path.join(LOG).exists() || !Self::snapshots(path, settings).is_empty()? {
+            true => Err(UserError::RunExists { path: path.display().to_string() }.into()),
+            false => Ok(()),
+        }
+    }
+
     /// Makes the folder of a new run, or opens that of one that goes on from `step`: what its log says of later steps is
     /// dropped, since they will be done again.
     ///
     /// # Errors
-    /// When a new run would overwrite another, or the disk fails.
+    /// When a new run would overwrite another, another process works there, or the disk fails.
     pub fn open(path: &Path, settings: &Settings, from: Option<usize>) -> anyhow::Result<Self> {
-        let log = path.join(LOG);
-        if from.is_none() && log.exists() {
-            return Err(UserError::RunExists { path: path.display().to_string() }.into());
-        }
         fs::create_dir_all(path).map_err(io("create", path))?;
-        let settings_path = path.join(SETTINGS);
-        let text = toml::to_string_pretty(settings).expect("numbers and names");
-        fs::write(&settings_path, text).map_err(io("write", &settings_path))?;
+        let lock = lock(path)?;
+        if from.is_none() {
+            Self::check_is_new(path, settings)?;
+        }
+        replace(&path.join(SETTINGS), &toml::to_string_pretty(settings).expect("numbers and names"))?;
+        let log = path.join(LOG);
         let mut lines = Vec::new();
         if let Some(step) = from
             && log.exists()
         {
             lines = lines_up_to(&log, step).map_err(io("read", &log))?;
-            let kept: String = lines.iter().map(|line| format!("{line}\n")).collect();
-            fs::write(&log, kept).map_err(io("write", &log))?;
+            replace(&log, &lines.iter().map(|line| format!("{line}\n")).collect::<String>())?;
         }
         let file = OpenOptions::new().create(true).append(true).open(&log).map_err(io("open", &log))?;
         let snapshots = Self::snapshots(path, settings);
-        Ok(Self { path: path.to_owned(), file, lines, snapshots })
+        Ok(Self { path: path.to_owned(), file, _lock: lock, lines, snapshots })
     }
 
     /// The snapshots of the run in a folder, whether or not it is there.
@@ -77,14 +89,38 @@ impl RunFolder {
         Ok(())
     }
 
-    /// Draws the curves of the log.
+    /// Brings the log to the disk, and draws its curves.
     ///
     /// # Errors
     /// When the disk fails.
-    pub fn draw(&self) -> anyhow::Result<()> {
-        let path = self.path.join(CURVES);
+    pub fn sync(&self) -> anyhow::Result<()> {
+        let (log, path) = (self.path.join(LOG), self.path.join(CURVES));
+        self.file.sync_data().map_err(io("sync", &log))?;
         Ok(fs::write(&path, curves(&self.lines)).map_err(io("write", &path))?)
     }
+}
+
+/// Keeps other processes out until the file is closed, by whatever ends this one.
+fn lock(folder: &Path) -> anyhow::Result<File> {
+    let path = folder.join(LOCK);
+    let file = File::create(&path).map_err(io("create", &path))?;
+    match file.try_lock() {
+        Err(TryLockError::WouldBlock) => {
+            Err(UserError::RunBusy { path: folder.display().to_string() }.into())
+        }
+        // Some file systems have no locks, and a run there is still a run.
+        Ok(()) | Err(TryLockError::Error(_)) => Ok(file),
+    }
+}
+
+/// Writes a small file anew: as it was, or whole.
+fn replace(path: &Path, text: &str) -> anyhow::Result<()> {
+    let partial = path.with_extension("partial");
+    fs::write(&partial, text)
+        .and_then(|()| File::open(&partial)?.sync_all())
+        .and_then(|()| fs::rename(&partial, path))
+        .map_err(io("write", path))?;
+    Ok(())
 }
 
 fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> handlers::Error {

@@ -4,6 +4,7 @@ use mla_core::Decoder;
 use train::eval::{Pass, Windowing, perplexity};
 
 use crate::args::TrainArgs;
+use crate::error::UserError;
 use crate::session::{Opened, Session};
 
 /// The validation text of a run, and what was measured on it.
@@ -21,7 +22,7 @@ impl Validation {
     /// Reads the validation text, where one was named.
     ///
     /// # Errors
-    /// When a file cannot be read.
+    /// When a file cannot be read, or has not one window.
     pub fn open(
         session: &Session,
         args: &TrainArgs,
@@ -31,13 +32,25 @@ impl Validation {
         if args.validation.is_empty() {
             return Ok(None);
         }
+        let tokens = session.tokens(&opened.model, &args.validation, &args.text_field)?;
+        if tokens.len() < settings.max_length {
+            let found = format!("a text of {} tokens", tokens.len());
+            let expected = format!("at least one window of {}", settings.max_length);
+            return Err(UserError::Flag { flag: "--validation", found, expected }.into());
+        }
         Ok(Some(Self {
-            tokens: session.tokens(&opened.model, &args.validation, &args.text_field)?,
+            tokens,
             windowing: Windowing::Consecutive { length: settings.max_length },
             windows: args.validation_windows,
             patience: settings.early_stopping_patience,
             measured: Vec::new(),
         }))
+    }
+
+    /// What is measured on: its windows' tokens.
+    pub fn text(&self) -> &[u32] {
+        let Windowing::Consecutive { length } = self.windowing else { return &self.tokens };
+        &self.tokens[..self.tokens.len().min(self.windows * length)]
     }
 
     /// What a run that goes on had measured before it was stopped.
