@@ -144,8 +144,7 @@ fn a_run_that_gets_no_better_stops_and_its_best_step_is_written() {
 fn a_run_is_gone_on_with_by_one_process_and_as_the_run_it_was() {
     let scratch = Scratch::new();
     let (model, data) = converted(&scratch, &["--method", "separate"]);
-    let validation =
-        scratch.write("validation.txt", &"The sea was calm, and the ship lay still. ".repeat(30));
+    let validation = scratch.write("validation.txt", "The sea was calm, and the ship lay still. ".repeat(30));
     let (whole, out) = (scratch.path("whole"), scratch.path("out"));
     let steps =
         ["--max-steps", "4", "--save-steps", "2", "--validation", &validation, "--validation-windows", "2"];
@@ -162,7 +161,7 @@ fn a_run_is_gone_on_with_by_one_process_and_as_the_run_it_was() {
     std::fs::remove_file(format!("{run}/snapshots/step-00000004.safetensors")).expect("a snapshot");
     let resume =
         |data: &str, more: &[&str]| train(&model, &out, data, &[&steps[..], &["--resume"], more].concat());
-    let other = scratch.write("other.txt", &"Another text than that of the run before. ".repeat(99));
+    let other = scratch.write("other.txt", "Another text than that of the run before. ".repeat(99));
     resume(&other, &[]).refused("its text is another");
     resume(&data, &["--validation-windows", "1"]).misused("--validation-windows");
     let unwatched = ["--max-steps", "4", "--save-steps", "2", "--resume"];
