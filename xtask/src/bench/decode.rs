@@ -46,13 +46,14 @@ pub struct Request {
     /// Rounds, in each of which every side runs; the table has medians
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
-    /// Keep the cases that decode.json holds already, if they were measured in this way, and measure the rest only
+    /// Keep the cases that decode.json holds already, if they were measured in this way and, of those asked for, in as many
+    /// rounds at least, and measure the rest only
     #[arg(long)]
     resume: bool,
 }
 
 /// A model that is measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 enum Subject {
     /// SmolLM2-135M: rotary embedding, grouped heads
@@ -103,14 +104,15 @@ struct Runs {
 }
 
 impl Record {
-    /// Takes over what was measured earlier in the same way.
-    fn take(&mut self, earlier: Self, rounds: usize) {
+    /// Takes over what was measured earlier in the same way, but for cases that more rounds are asked of.
+    fn take(&mut self, earlier: Self, rounds_asked: impl Fn(&Case) -> Option<usize>) {
         let alike = |record: &Self| (record.threads, record.contexts.clone(), record.repeat);
         if alike(self) == alike(&earlier) {
             let whole = |case: &Case| {
                 let sides = case.model.sides(case.batch);
                 case.sides.iter().map(|runs| runs.side).eq(sides)
-                    && case.sides.iter().all(|runs| runs.rounds.len() == rounds)
+                    && case.sides.iter().all(|runs| runs.rounds.len() == case.rounds())
+                    && rounds_asked(case).is_none_or(|asked| case.rounds() >= asked)
             };
             self.cases.extend(earlier.cases.into_iter().filter(whole));
         }
@@ -199,7 +201,11 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
     };
     if request.resume {
         let earlier: Record = serde_json::from_slice(&std::fs::read(existing(out.join(JSON))?)?)?;
-        record.take(earlier, rounds);
+        let asked = |case: &Case| {
+            let model = request.model.is_none_or(|model| model == case.model);
+            (model && request.batch_size.contains(&case.batch)).then_some(rounds)
+        };
+        record.take(earlier, asked);
     }
     for &model in request.model.as_ref().map_or(&Subject::ALL[..], std::slice::from_ref) {
         let missing =
@@ -220,6 +226,7 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
                 }
             }
             record.cases.push(Case { model, batch, sides });
+            record.cases.sort_by_key(|case| (case.model, case.batch));
             write(&out.join(JSON), &(serde_json::to_string_pretty(&record)? + "\n"))?;
             write(&out.join("decode.md"), &page(&record)?)?;
         }

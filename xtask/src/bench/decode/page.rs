@@ -26,6 +26,11 @@ impl Runs {
 }
 
 impl Case {
+    /// Rounds, in each of which every side ran.
+    pub fn rounds(&self) -> usize {
+        self.sides.first().map_or(0, |runs| runs.rounds.len())
+    }
+
     fn side(&self, side: Side) -> Result<&Runs> {
         self.sides.iter().find(|runs| runs.side == side).with_context(|| format!("no {side:?} was measured"))
     }
@@ -109,13 +114,12 @@ pub fn page(record: &Record) -> Result<String> {
     let mut text = format!(
         "# Decoding speed\n\n\
          Made by `cargo xtask bench decode`; every round is in [decode.json](decode.json). Tokens a second over all sequences, {threads} \
-         threads, medians of {rounds} round(s) in each of which every side runs; a round's own figure is the median of {repeat} steps \
+         threads, medians of rounds in each of which every side runs; a round's own figure is the median of {repeat} steps \
          behind a cache filled to that context. Prefill is {PREFILL} tokens a sequence (all logits; llama.cpp computes \
          the last token's alone). The cache is that of the longest context as \
          allocated, peak memory the most that was resident from start to end. Conversions are `separate` with uniform ranks. Why the \
          figures are as they are: [decoding](../decoding.md).\n",
         threads = record.threads,
-        rounds = record.cases.first().and_then(|case| case.sides.first()).map_or(0, |runs| runs.rounds.len()),
         repeat = record.repeat,
     );
     let longest = record.contexts.last().copied().unwrap_or(0);
@@ -134,7 +138,12 @@ pub fn page(record: &Record) -> Result<String> {
             cells
         };
         let rows: Vec<_> = case.sides.iter().map(row).collect();
-        text += &format!("\n## {}, batch {}\n\n{}", case.model.title(), case.batch, table(&titles, 1, &rows));
+        let rounds = match case.rounds() {
+            1 => "One round.".to_owned(),
+            many => format!("{many} rounds."),
+        };
+        let title = format!("{}, batch {}", case.model.title(), case.batch);
+        text += &format!("\n## {title}\n\n{rounds}\n\n{}", table(&titles, 1, &rows));
     }
     let rows: Vec<_> = promises(record)?
         .iter()
@@ -213,15 +222,16 @@ mod tests {
             Case { model: Subject::Gpt2, batch: 1, sides }
         };
         let earlier = || Record { cases: vec![whole()], ..record(1.0, 1.0) };
-        let taken = |earlier: Record, rounds: usize| {
+        let taken = |earlier: Record, asked: Option<usize>| {
             let mut now = Record { cases: Vec::new(), ..record(1.0, 1.0) };
-            now.take(earlier, rounds);
+            now.take(earlier, |_| asked);
             now.cases.len()
         };
-        assert_eq!(taken(earlier(), 1), 1);
-        assert_eq!(taken(earlier(), 3), 0, "too few rounds");
-        assert_eq!(taken(Record { repeat: 2, ..earlier() }, 1), 0, "measured otherwise");
-        assert_eq!(taken(record(1.0, 1.0), 1), 0, "sides are missing");
+        assert_eq!(taken(earlier(), Some(1)), 1);
+        assert_eq!(taken(earlier(), None), 1, "not asked for");
+        assert_eq!(taken(earlier(), Some(3)), 0, "too few rounds");
+        assert_eq!(taken(Record { repeat: 2, ..earlier() }, Some(1)), 0, "measured otherwise");
+        assert_eq!(taken(record(1.0, 1.0), Some(1)), 0, "sides are missing");
     }
 
     #[test]
