@@ -207,6 +207,10 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
         };
         record.take(earlier, asked);
     }
+    let save = |record: &Record| {
+        write(&out.join(JSON), &(serde_json::to_string_pretty(record)? + "\n"))?;
+        write(&out.join("decode.md"), &page(record)?)
+    };
     for &model in request.model.as_ref().map_or(&Subject::ALL[..], std::slice::from_ref) {
         let missing =
             |&&batch: &&usize| !record.cases.iter().any(|case| (case.model, case.batch) == (model, batch));
@@ -227,10 +231,10 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
             }
             record.cases.push(Case { model, batch, sides });
             record.cases.sort_by_key(|case| (case.model, case.batch));
-            write(&out.join(JSON), &(serde_json::to_string_pretty(&record)? + "\n"))?;
-            write(&out.join("decode.md"), &page(&record)?)?;
+            save(&record)?;
         }
     }
+    save(&record)?;
     Ok(promises(&record)?.iter().all(Promise::kept))
 }
 

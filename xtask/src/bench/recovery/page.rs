@@ -12,7 +12,8 @@ use super::record::{Record, Run, conversions};
 pub fn page(record: &Record) -> Result<String> {
     let protocol = &record.protocol;
     let names: Vec<&str> = protocol.texts.iter().map(|text| text.trim_end_matches(".txt")).collect();
-    let last = record.runs.last().context("nothing was run")?;
+    let date = |run: &&Run| run.setting.as_ref().map(|setting| setting.date.clone());
+    let last = record.runs.iter().max_by_key(date).context("nothing was run")?;
     let donor: Vec<String> =
         names.iter().zip(&record.donor).map(|(name, donor)| format!("{donor:.3} on `{name}.txt`")).collect();
     let mut text = format!(
@@ -22,7 +23,7 @@ pub fn page(record: &Record) -> Result<String> {
          `{training}`, and trained on the same text for {steps} steps of {batch} windows of {tokens} tokens. Measured on the \
          first {measured} windows of {measured_length} tokens of {texts}, where the donor has {donor}. *Back* is the share of the \
          lost log-perplexity that came back: 100% is the donor's perplexity. Rates are those of W_down (AdamW) and of W_up \
-         (Riemannian Adam); each conversion's best is bold.\n\n\
+         (Riemannian Adam); each conversion's best is bold. Minutes are of runs beside other work, on one thread or two.\n\n\
          Training on a text lowers perplexity on text of its kind by itself. *donor* is the control: the model at full rank, \
          which loses nothing, with the same matrices trained in the same way. What it gains was not lost.\n",
         windows = protocol.calibration[0],
