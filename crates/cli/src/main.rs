@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use cli::args::Cli;
 
+const USERS: u8 = 1;
 const BUG: u8 = 70;
 
 fn main() -> ExitCode {
@@ -22,7 +23,11 @@ fn main() -> ExitCode {
         Ok(Err(error)) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Ok(Err(error)) => fail(&error),
         Err(_) => match cli::panics::meaning() {
-            Some(error) => fail(&error.into()),
+            Some(error) => {
+                let code = fail(&error.into());
+                cli::panics::leave(USERS);
+                code
+            }
             None => {
                 complain("error: this is a bug in shrink; please report it with the message above");
                 ExitCode::from(BUG)
@@ -36,7 +41,7 @@ fn fail(error: &anyhow::Error) -> ExitCode {
     if let Some(hint) = cli::error::hint(error) {
         complain(&format!("hint: {hint}"));
     }
-    ExitCode::FAILURE
+    ExitCode::from(USERS)
 }
 
 /// `shrink … | head` closes our stdout; that is the user's choice and no failure.
