@@ -5,6 +5,9 @@ use std::ops::Range;
 use burn::tensor::kind::Basic;
 use burn::tensor::{DType, Device, Distribution, Float, Slice, Tensor};
 
+/// Tokens that are filled at a time.
+pub(super) const FILL: usize = 1024;
+
 /// Room for `capacity` tokens along the axis before the last.
 ///
 /// Writing moves the tensor out and back, so that a backend may write in place: no pass allocates a second copy.
@@ -67,11 +70,14 @@ impl<const D: usize> Buffer<D> {
         self.append(at, x.cast(dtype));
     }
 
-    /// Random numbers in the shape of the first `tokens` tokens.
-    pub(super) fn random(&self, tokens: usize) -> Tensor<D> {
-        let mut shape = self.shape();
-        shape[D - 2] = tokens;
-        Tensor::random(shape, Distribution::Normal(0.0, 1.0), &self.device())
+    /// Writes random numbers into the first `tokens` tokens, a thousand at a time: all at once would take as much room again.
+    pub(super) fn fill(&mut self, tokens: usize) {
+        let device = self.device();
+        for start in (0..tokens).step_by(FILL) {
+            let mut shape = self.shape();
+            shape[D - 2] = (tokens - start).min(FILL);
+            self.append_rounded(start, Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device));
+        }
     }
 }
 

@@ -31,9 +31,8 @@ impl DenseCache {
 
     /// Writes random numbers into the first `tokens` tokens.
     pub(super) fn fill(&mut self, tokens: usize) {
-        for buffer in [&mut self.keys, &mut self.values] {
-            buffer.append_rounded(0, buffer.random(tokens));
-        }
+        self.keys.fill(tokens);
+        self.values.fill(tokens);
     }
 
     /// Bytes allocated.

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, Distribution, Int, Tensor};
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, FILL};
 use super::dense::rounded;
 use super::packing::Packing;
 use crate::cache::CacheDtype;
@@ -102,12 +102,11 @@ impl LatentCache {
     /// Writes random numbers into the first `tokens` tokens.
     pub(super) fn fill(&mut self, tokens: usize) {
         match self {
-            LatentCache::Float(buffer) => buffer.append_rounded(0, buffer.random(tokens)),
+            LatentCache::Float(buffer) => buffer.fill(tokens),
             LatentCache::Packed(packing, words) => {
                 let ([batch, _, _], device) = (words.shape(), words.device());
-                // A thousand tokens at a time: before they are packed they take many times the room.
-                for start in (0..tokens).step_by(1024) {
-                    let shape = [batch, (tokens - start).min(1024), packing.width()];
+                for start in (0..tokens).step_by(FILL) {
+                    let shape = [batch, (tokens - start).min(FILL), packing.width()];
                     let random = Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device);
                     words.append(start, packing.pack_tensor(random));
                 }
