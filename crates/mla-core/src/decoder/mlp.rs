@@ -6,7 +6,7 @@ use burn::tensor::activation::{gelu, gelu_approximate, relu, silu, softmax};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::config::Activation;
-
+use crate::host;
 use crate::linear::linear;
 
 /// The MLP of a block.
@@ -24,22 +24,39 @@ impl Mlp {
     /// # Shapes
     /// - `x`: `[batch, t, d_model]` → the same
     pub fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        match self {
-            Mlp::Plain(mlp) => mlp.forward(x),
-            Mlp::Gated(mlp) => mlp.forward(x),
-            Mlp::Experts(experts) => experts.forward(x),
-        }
+        let [batch, t, d_model] = x.dims();
+        let tokens = x.reshape([batch * t, d_model]);
+        let out = match self {
+            Mlp::Plain(mlp) => mlp.forward(tokens),
+            Mlp::Gated(mlp) => mlp.forward(tokens),
+            Mlp::Experts(experts) => experts.forward(tokens),
+        };
+        out.reshape([batch, t, d_model])
     }
 }
 
 impl Activation {
-    fn apply<const D: usize>(self, x: Tensor<D>) -> Tensor<D> {
+    /// # Shapes
+    /// - `x`: `[rows, d_ff]` → the same
+    fn apply(self, x: Tensor<2>) -> Tensor<2> {
         match self {
             Activation::Silu => silu(x),
             Activation::Gelu => gelu(x),
-            Activation::GeluTanh => gelu_approximate(x),
+            Activation::GeluTanh => host::gelu_tanh(&x).unwrap_or_else(|| gelu_approximate(x)),
             Activation::Relu => relu(x),
         }
+    }
+
+    /// `act(gate) · up`.
+    ///
+    /// # Shapes
+    /// - `gate`, `up`: `[rows, d_ff]` → the same
+    fn gate(self, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
+        let fused = match self {
+            Activation::Silu => host::silu_gate(&gate, &up),
+            _ => None,
+        };
+        fused.unwrap_or_else(|| self.apply(gate) * up)
     }
 }
 
@@ -56,7 +73,7 @@ pub struct PlainMlp {
 }
 
 impl PlainMlp {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         linear(&self.down, self.activation.apply(linear(&self.up, x)))
     }
 }
@@ -76,9 +93,9 @@ pub struct GatedMlp {
 }
 
 impl GatedMlp {
-    fn forward<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
-        let gate = self.activation.apply(linear(&self.gate, x.clone()));
-        linear(&self.down, gate * linear(&self.up, x))
+    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let (gate, up) = (linear(&self.gate, x.clone()), linear(&self.up, x));
+        linear(&self.down, self.activation.gate(gate, up))
     }
 }
 
@@ -95,14 +112,13 @@ pub struct Experts {
 }
 
 impl Experts {
-    fn forward(&self, x: Tensor<3>) -> Tensor<3> {
-        let [batch, t, d_model] = x.dims();
-        let tokens = x.reshape([batch * t, d_model]);
+    fn forward(&self, tokens: Tensor<2>) -> Tensor<2> {
+        let count = tokens.dims()[0];
         let device = tokens.device();
         let scores = softmax(tokens.clone().matmul(self.router.val().transpose()), 1);
         let (weights, chosen) = scores.topk_with_indices(self.top_k, 1);
         let weights = weights.clone() / weights.sum_dim(1);
-        let weights = weights.reshape([(batch * t * self.top_k) as i64]);
+        let weights = weights.reshape([(count * self.top_k) as i64]);
         let chosen: Vec<i64> = chosen.into_data().iter::<i64>().collect();
 
         let mut out = tokens.zeros_like();
@@ -123,6 +139,6 @@ impl Experts {
             let part = expert.forward(tokens.clone().select(0, rows.clone())) * share;
             out = out.select_assign(0, rows, part, burn::tensor::IndexingUpdateOp::Add);
         }
-        out.reshape([batch, t, d_model])
+        out
     }
 }

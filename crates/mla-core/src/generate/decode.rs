@@ -20,7 +20,7 @@ pub struct GenerateOptions {
     pub sampling: Sampling,
     /// Ids that end a sequence; the id itself is not part of the result.
     pub stop: Vec<u32>,
-    /// Columns a prefill pass takes at a time.
+    /// Tokens that a prefill pass takes at a time, over all sequences, but a column of them at least.
     pub prefill_chunk: usize,
 }
 
@@ -181,7 +181,7 @@ pub fn generate(
     Ok(Generation { tokens, finish, cache_bytes: cache.bytes(), cache_tokens: cache.capacity() })
 }
 
-/// Feeds equally long prompts, `chunk` columns a pass, and returns what the head multiplies for the last column.
+/// Feeds equally long prompts, `chunk` tokens a pass (a column at least), and returns what the head multiplies for the last column.
 ///
 /// # Shapes
 /// - `padded`: `[batch, t]`, `t ≥ 1` → `[batch, 1, d_model]`
@@ -195,7 +195,7 @@ pub fn prefill(
     cache: &mut Cache,
 ) -> Result<Tensor<3>, CacheError> {
     let length = padded[0].len();
-    let chunk = chunk.max(1);
+    let chunk = (chunk / padded.len()).max(1);
     let mut start = 0;
     loop {
         let end = (start + chunk).min(length);

@@ -1,8 +1,12 @@
-//! The CPU backend's tensors as slices, and products of a few rows with them.
+//! The CPU backend's tensors as slices, and what is computed with them: products of a few rows, pointwise formulas.
 
+mod exp;
 mod operand;
+mod pointwise;
 mod product;
 pub(crate) mod rows;
 
+pub(crate) use exp::exp;
 pub(crate) use operand::{Operand, Rows};
+pub(crate) use pointwise::{gelu_tanh, rms_norm, silu_gate};
 pub(crate) use product::{product, product_transposed};

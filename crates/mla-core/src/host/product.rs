@@ -12,12 +12,15 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::operand::{Operand, Rows};
-use super::rows::{self, BLOCK};
+use super::rows;
 
 /// Rows up to which a weight is read as it lies; with more the backend's product, which packs it, is faster.
 const FEW: usize = 8;
 /// Numbers of a weight, about, that a part has at least.
 const PART: usize = 1 << 17;
+/// Rows of a weight that are read beside each other: with fewer, sums go to memory and back more often, with more, the processor
+/// no longer foresees what is read next.
+const STREAMS: usize = 8;
 /// Parts at most: their sums have to be added up.
 const PARTS: usize = 16;
 
@@ -88,10 +91,10 @@ fn on_slices(
     Some(Tensor::from_data(TensorData::new(out, [count, width]), &x.device()))
 }
 
-/// Rows of a weight, cut into parts of as many each, whole blocks.
+/// Rows of a weight, cut into parts of as many each, whole streams.
 fn parts(weight: Rows<'_>) -> impl Iterator<Item = Range<usize>> {
     let parts = (weight.count * weight.width / PART).next_power_of_two().min(PARTS);
-    let rows = weight.count.div_ceil(parts).next_multiple_of(BLOCK);
+    let rows = weight.count.div_ceil(parts).next_multiple_of(STREAMS);
     (0..weight.count).step_by(rows).map(move |start| start..weight.count.min(start + rows))
 }
 
@@ -108,83 +111,9 @@ impl WithSimd for Sum<'_> {
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
         let Self { x, weight, out } = self;
-        // A single row reads the weight from its start to its end; several share what of it is in the registers.
-        let block = if x.count == 1 { 1 } else { BLOCK };
-        for start in (0..weight.count).step_by(block) {
-            let span = start..weight.count.min(start + block);
-            for row in (0..x.count).step_by(BLOCK) {
-                match x.count - row {
-                    1 => add_span::<S, 1>(simd, x, row, weight, span.clone(), out),
-                    2 => add_span::<S, 2>(simd, x, row, weight, span.clone(), out),
-                    3 => add_span::<S, 3>(simd, x, row, weight, span.clone(), out),
-                    _ => add_span::<S, BLOCK>(simd, x, row, weight, span.clone(), out),
-                }
-            }
-        }
-    }
-}
-
-/// What some rows of the weight add to `X` rows of the product.
-#[inline(always)]
-fn add_span<S: Simd, const X: usize>(
-    simd: S,
-    x: Rows<'_>,
-    row: usize,
-    weight: Rows<'_>,
-    span: Range<usize>,
-    out: &mut [f32],
-) {
-    let out = &mut out[row * weight.width..][..X * weight.width];
-    if span.len() == BLOCK {
-        add::<S, X, BLOCK>(simd, x, row, weight, span.start, out);
-    } else {
-        for start in span {
-            add::<S, X, 1>(simd, x, row, weight, start, out);
-        }
-    }
-}
-
-/// What `W` rows of the weight add to `X` rows of the product.
-#[inline(always)]
-fn add<S: Simd, const X: usize, const W: usize>(
-    simd: S,
-    x: Rows<'_>,
-    row: usize,
-    weight: Rows<'_>,
-    start: usize,
-    out: &mut [f32],
-) {
-    let mut vectors: [(&[S::f32s], &[f32]); W] = [(&[], &[]); W];
-    let mut singles = [[0.0; W]; X];
-    let mut factors = [[simd.splat_f32s(0.0); W]; X];
-    let mut sums: [(&mut [S::f32s], &mut [f32]); X] = std::array::from_fn(|_| Default::default());
-    for (i, out) in out.chunks_exact_mut(weight.width).enumerate() {
-        sums[i] = S::as_mut_simd_f32s(out);
-        singles[i].copy_from_slice(&x.row(row + i)[start..start + W]);
-        for (vector, single) in factors[i].iter_mut().zip(singles[i]) {
-            *vector = simd.splat_f32s(single);
-        }
-    }
-    let length = sums[0].0.len();
-    for (j, (vectors, rest)) in vectors.iter_mut().enumerate() {
-        (*vectors, *rest) = S::as_simd_f32s(weight.row(start + j));
-        // As long as the sums, so that no bound is checked in the loop.
-        *vectors = &vectors[..length];
-    }
-    for at in 0..length {
-        for i in 0..X {
-            let mut sum = sums[i].0[at];
-            for j in 0..W {
-                sum = simd.mul_add_e_f32s(factors[i][j], vectors[j].0[at], sum);
-            }
-            sums[i].0[at] = sum;
-        }
-    }
-    for (factors, (_, sums)) in singles.iter().zip(sums) {
-        for (at, sum) in sums.iter_mut().enumerate() {
-            for (factor, (_, rest)) in factors.iter().zip(vectors) {
-                *sum += factor * rest[at];
-            }
+        for start in (0..weight.count).step_by(STREAMS) {
+            let span = start..weight.count.min(start + STREAMS);
+            rows::mix(simd, x.columns(span.clone()), weight.span(span), out);
         }
     }
 }

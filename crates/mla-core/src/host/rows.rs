@@ -2,7 +2,7 @@
 //!
 //! A general product packs its operands first, which pays when they are used often: with more than [`FEW_ROWS`]. A decoding
 //! step has a row a query head and reads a tile once or twice: here four rows at a time meet four tokens (scores, sums along
-//! the row) or two vectors of columns (weighted sums), held in registers. Vectors never pass through a closure: a closure is
+//! the row), or eight meet two vectors of columns (weighted sums), held in registers. Vectors never pass through a closure: a closure is
 //! compiled for the oldest processor there is, and a call each.
 
 use faer::linalg::matmul::matmul;
@@ -13,8 +13,10 @@ use super::operand::Rows;
 
 /// Rows of a product up to which packing its operands costs more than it saves.
 const FEW_ROWS: usize = 32;
-/// Rows, and tokens, of a block.
+/// Rows, and tokens, of a block of scores.
 pub(crate) const BLOCK: usize = 4;
+/// Rows of a block of weighted sums.
+const SUMS: usize = 8;
 
 /// `q kᵀ`.
 ///
@@ -67,9 +69,13 @@ pub(crate) fn mix<S: Simd>(simd: S, weights: Rows<'_>, values: Rows<'_>, out: &m
             1 => mix_rows::<S, 1>(simd, weights, values, row, out),
             2 => mix_rows::<S, 2>(simd, weights, values, row, out),
             3 => mix_rows::<S, 3>(simd, weights, values, row, out),
-            _ => mix_rows::<S, BLOCK>(simd, weights, values, row, out),
+            4 => mix_rows::<S, 4>(simd, weights, values, row, out),
+            5 => mix_rows::<S, 5>(simd, weights, values, row, out),
+            6 => mix_rows::<S, 6>(simd, weights, values, row, out),
+            7 => mix_rows::<S, 7>(simd, weights, values, row, out),
+            _ => mix_rows::<S, SUMS>(simd, weights, values, row, out),
         }
-        row += BLOCK;
+        row += SUMS;
     }
 }
 
@@ -177,7 +183,8 @@ fn mix_rows<S: Simd, const Q: usize>(simd: S, rows: Rows<'_>, values: Rows<'_>, 
     let out = &mut out[row * width..(row + Q) * width];
     let lanes = S::F32_LANES;
     let mut column = 0;
-    while column + 2 * lanes <= width {
+    // Sums beyond the registers would go to memory and back with every token.
+    while (Q * 2 < S::REGISTER_COUNT) && column + 2 * lanes <= width {
         mix_columns::<S, Q, 2>(simd, weights, values, column, out);
         column += 2 * lanes;
     }

@@ -2,6 +2,8 @@
 //!
 //! Sums run over [`LANES`] partial sums, so that the compiler may keep them in one register.
 
+use crate::host::exp;
+
 /// Partial results of a reduction.
 const LANES: usize = 16;
 
@@ -58,37 +60,9 @@ pub(super) fn rotate(row: &mut [f32], d_head: usize, cos: &[f32], sin: &[f32]) {
     }
 }
 
-/// `eˣ` for x ≤ 0, within two units in the last place down to e⁻⁸⁷, and about 10⁻³⁸ below: `2ⁿ · 2ᶠ` with |f| ≤ ½, where
-/// n goes straight into the exponent. Without a branch, so that a loop over it becomes vector code.
-#[inline(always)]
-fn exp(x: f32) -> f32 {
-    /// 1.5 · 2²³: adding it leaves the nearest integer in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
-    let t = if x < -87.0 { -87.0 } else { x } * std::f32::consts::LOG2_E;
-    let shifted = t + ROUND;
-    let f = (t - (shifted - ROUND)) * std::f32::consts::LN_2;
-    // Taylor's series of eᶠ for |f| ≤ ln(2)/2: the next term is below 6 · 10⁻⁹.
-    let series = [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
-    let value = series.into_iter().fold(1.0 / 5040.0, |sum, term| sum * f + term);
-    f32::from_bits(value.to_bits().wrapping_add(shifted.to_bits() << 23))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn exponentials_are_those_of_the_library() {
-        let mut worst = 0f64;
-        for step in 0..=870_000 {
-            let x = -step as f32 * 1e-4;
-            let right = f64::from(x).exp();
-            worst = worst.max((f64::from(exp(x)) / right - 1.0).abs());
-        }
-        assert!(worst < 4e-6, "{worst}");
-        assert_eq!(exp(0.0), 1.0);
-        assert!(exp(-1e30) < 2e-38);
-    }
 
     #[test]
     fn rows_of_any_length_are_reduced_whole() {
