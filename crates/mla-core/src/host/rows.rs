@@ -2,8 +2,8 @@
 //!
 //! A general product packs its operands first, which pays when they are used often: with more than [`FEW_ROWS`]. A decoding
 //! step has a row a query head and reads a tile once or twice: here four rows at a time meet four tokens (scores, sums along
-//! the row), or eight meet two vectors of columns (weighted sums), held in registers. Vectors never pass through a closure: a closure is
-//! compiled for the oldest processor there is, and a call each.
+//! the row), or up to eight meet one or two vectors of columns (weighted sums), held in registers. Vectors never pass through a
+//! closure: a closure is compiled for the oldest processor there is, and a call each.
 
 use faer::linalg::matmul::matmul;
 use faer::{Accum, MatMut, Par};
