@@ -5,11 +5,10 @@ python xtask/bench/decode.py SIDE MODEL BATCH PREFILL REPEAT CONTEXT...
 SIDE is `f32` or `bf16` (transformers, its own cache) or `cacheshrink` (f32; MODEL converted at 4x with as little calibration as
 it takes, since the numbers in the matrices do not matter here, its own latent cache, from which it rebuilds K and V at each
 step). A cache is filled with random numbers (cacheshrink's by reading tokens), a step made and not counted, and the median of
-REPEAT more printed; PREFILL tokens from an empty cache, up to three times, with the logits of the last token alone where the model
-can do so, as its `generate` does (cacheshrink's makes all). Memory is the most that was resident from start to end.
+REPEAT more printed; PREFILL tokens from an empty cache, up to three times, with the logits of the last token alone, as
+`generate` has it. Memory is the most that was resident from start to end.
 """
 
-import inspect
 import json
 import statistics
 import sys
@@ -50,11 +49,9 @@ def load(side, path):
 def read(model, batch, tokens):
     """The cache after random tokens, 512 a pass."""
     past, vocabulary = None, model.config.vocab_size
-    takes = inspect.signature(model.forward).parameters
-    last = {"logits_to_keep": 1} if "logits_to_keep" in takes else {}
     for start in range(0, tokens, 512):
         ids = torch.randint(vocabulary, (batch, min(512, tokens - start)))
-        past = model(input_ids=ids, past_key_values=past, use_cache=True, **last).past_key_values
+        past = model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1).past_key_values
     return past
 
 

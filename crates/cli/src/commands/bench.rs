@@ -14,6 +14,21 @@ use crate::session::Session;
 /// Tokens in the cache before a step, of a model whose context is that long.
 const DEFAULT_CONTEXTS: [usize; 2] = [128, 1024];
 
+/// What is timed.
+#[derive(Clone, Copy)]
+enum Pass {
+    /// Prompts from an empty cache to the logits of the first new token.
+    Prefill,
+    /// A token a sequence behind `tokens` others.
+    Decode,
+}
+
+struct Case {
+    what: Pass,
+    tokens: usize,
+    batch: usize,
+}
+
 /// One line of the table.
 struct Row {
     what: &'static str,
@@ -23,6 +38,15 @@ struct Row {
     pass_s: f64,
     pass_tokens: usize,
     cache_bytes: usize,
+}
+
+impl Case {
+    fn time(&self, decoder: &Decoder, repeat: usize) -> anyhow::Result<Row> {
+        match self.what {
+            Pass::Prefill => time_prefill(decoder, self.tokens, self.batch, repeat.min(3)),
+            Pass::Decode => time_decoding(decoder, self.tokens, self.batch, repeat),
+        }
+    }
 }
 
 impl Row {
@@ -87,19 +111,22 @@ pub fn run(session: &Session, args: &BenchArgs) -> anyhow::Result<()> {
     };
     fits("--context", &contexts, room)?;
     let decoder = session.load_opened(&opened)?;
-    let passes = (args.prefill.len() + contexts.len()) * args.batch_size.len();
-    let mut task = session.ui.task("measuring", passes as u64);
-    let mut rows = Vec::with_capacity(passes);
-    for &batch in &args.batch_size {
-        for &tokens in &args.prefill {
-            rows.push(time_prefill(&decoder, tokens, batch, args.repeat.min(3))?);
-            task.at(rows.len() as u64, passes as u64);
-        }
-        for &tokens in &contexts {
-            rows.push(time_decoding(&decoder, tokens, batch, args.repeat)?);
-            task.at(rows.len() as u64, passes as u64);
-        }
+    let cases = |batch: usize| {
+        let prefill = args.prefill.iter().map(move |&tokens| Case { what: Pass::Prefill, tokens, batch });
+        prefill.chain(contexts.iter().map(move |&tokens| Case { what: Pass::Decode, tokens, batch }))
+    };
+    let cases: Vec<Case> = args.batch_size.iter().flat_map(|&batch| cases(batch)).collect();
+    let mut task = session.ui.task("measuring", cases.len() as u64);
+    let mut rows: Vec<Option<Row>> = cases.iter().map(|_| None).collect();
+    // The largest cache first: the allocator keeps some of what is freed, in which the smaller ones find room and a larger one
+    // would not.
+    let mut order: Vec<usize> = (0..cases.len()).collect();
+    order.sort_by_key(|&case| std::cmp::Reverse(cases[case].tokens * cases[case].batch));
+    for (done, case) in order.into_iter().enumerate() {
+        rows[case] = Some(cases[case].time(&decoder, args.repeat)?);
+        task.at(done as u64 + 1, cases.len() as u64);
     }
+    let rows: Vec<Row> = rows.into_iter().flatten().collect();
     task.finish();
     let header = ["", "tokens", "batch", "ms a pass", "tokens/s", "cache"];
     let text = table(&header, &rows.iter().map(Row::cells).collect::<Vec<_>>());
@@ -111,7 +138,7 @@ pub fn run(session: &Session, args: &BenchArgs) -> anyhow::Result<()> {
     session.print(&object, &text)
 }
 
-/// Passes of one token a sequence behind `tokens` others, the first of them not counted.
+/// [`Pass::Decode`], a pass more than is counted, the first.
 fn time_decoding(decoder: &Decoder, tokens: usize, batch: usize, repeat: usize) -> anyhow::Result<Row> {
     let mut cache = decoder.cache(Padding::none(batch), tokens + repeat + 1);
     cache.fill(tokens)?;
@@ -127,7 +154,7 @@ fn time_decoding(decoder: &Decoder, tokens: usize, batch: usize, repeat: usize) 
     Ok(Row { what: "decode", tokens, batch, pass_s, pass_tokens: batch, cache_bytes: cache.bytes() })
 }
 
-/// Prompts from an empty cache to the logits of the first new token.
+/// [`Pass::Prefill`].
 fn time_prefill(decoder: &Decoder, tokens: usize, batch: usize, repeat: usize) -> anyhow::Result<Row> {
     let prompts = some_tokens(decoder, tokens, batch);
     let chunk = GenerateOptions::default().prefill_chunk;

@@ -115,8 +115,8 @@ pub fn page(record: &Record) -> Result<String> {
         "# Decoding speed\n\n\
          Made by `cargo xtask bench decode`; every round is in [decode.json](decode.json). Tokens a second over all sequences, {threads} \
          threads, medians of rounds in each of which every side runs; a round's own figure is the median of {repeat} steps \
-         behind a cache filled to that context. Prefill is {PREFILL} tokens a sequence of which the last one's logits are made \
-         (cacheshrink makes all). The cache is that of the longest context as \
+         behind a cache filled to that context. Prefill is {PREFILL} tokens a sequence of which the last one's logits are \
+         made. The cache is that of the longest context as \
          allocated, peak memory the most that was resident from start to end. Conversions are `separate` with uniform ranks. Why the \
          figures are as they are: [decoding](../decoding.md).\n",
         threads = record.threads,
