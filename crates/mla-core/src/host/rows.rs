@@ -14,7 +14,7 @@ use super::operand::Rows;
 /// Rows of a product up to which packing its operands costs more than it saves.
 const FEW_ROWS: usize = 32;
 /// Rows, and tokens, of a block of scores.
-pub(crate) const BLOCK: usize = 4;
+const BLOCK: usize = 4;
 /// Rows of a block of weighted sums.
 const SUMS: usize = 8;
 
