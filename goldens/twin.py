@@ -30,6 +30,7 @@ MERGES = [("Ġ", "t"), ("h", "e"), ("Ġ", "a"), ("i", "n"), ("Ġt", "he"), ("e",
 VOCAB = 256 + len(MERGES) + 1
 EOS_ID = VOCAB - 1
 PREFILL, DECODE, PADDED = 24, 8, (16, 9, 5)
+LOUD = ("q_proj", "k_proj", "qkv_proj", "query_key_value", "c_attn", "gate.weight", "router.weight")
 
 DESCRIPTIONS = {
     "prefill.ids": "the prompt, [1, T]",
@@ -41,7 +42,8 @@ DESCRIPTIONS = {
     "padded.ids": "a left-padded batch (pad id = the eos id)",
     "padded.mask": "1 where padded.ids holds a token, 0 where it is padding",
     "padded.logits": "logits under padded.mask with position_ids = clamp(cumsum(mask) - 1, 0); zero at the padding",
-    "short.ids": "a prompt that fits in max_position_embeddings, so the dynamic scaling does not act on it",
+    "short.ids": "a prompt that fits in the original context, so the dynamic scaling does not act on it (longrope takes "
+    "its short factors)",
     "short.logits": "logits at each position of short.ids, no KV cache",
 }
 
@@ -81,36 +83,57 @@ def tokenizer(folder):
     )
 
 
+def one_plus(model):
+    """Whether the norms multiply by 1 + w, so that a gain is stored around 0."""
+    return model.config.model_type.startswith("gemma")
+
+
 def fill(model, seed):
     """Weights large enough that attention is far from uniform and every bias and norm matters."""
     gen = torch.Generator().manual_seed(seed)
+    zero = 1.0 if one_plus(model) else 0.0
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
             noise = torch.randn(p.shape, generator=gen)
-            if name.endswith(".bias"):
+            if name.endswith((".bias", "_proj_bias")):
                 p.copy_(0.3 * noise)
+            elif any(s in name for s in ("q_norm", "k_norm")):  # or scores would all but vanish
+                p.copy_(1.6 + 0.3 * noise.clamp(-3, 3) - zero)
             elif "norm" in name or ".ln_" in name:
-                p.copy_(1.0 + 0.2 * noise.clamp(-3, 3))
-            elif any(s in name for s in ("embed_tokens", "wte", "wpe")):
-                p.copy_(0.4 * noise)
-            elif any(s in name for s in ("q_proj", "k_proj", "c_attn", "gate.weight")):
+                p.copy_(1.0 + 0.2 * noise.clamp(-3, 3) - zero)
+            elif name.endswith(".sinks"):
+                p.copy_(1.0 + 0.5 * noise)
+            elif any(s in name for s in ("embed_tokens", "embed_in", "wte", "wpe")):
+                p.copy_((0.2 if zero else 0.4) * noise)  # Gemma multiplies what it looks up by sqrt(d_model)
+            elif any(s in name for s in LOUD):
                 p.copy_(0.3 * noise)
             else:
                 p.copy_(0.2 * noise)
 
 
-def save_weights(model, folder):
-    """save_pretrained's file; for gpt2 renamed to what openai-community/gpt2 holds."""
+def save_weights(model, folder, buffers=False):
+    """save_pretrained's file; for gpt2 renamed to what openai-community/gpt2 holds.
+
+    With `buffers` also the causal masks and the frequencies that older files of gpt2 and gpt_neox carry.
+    """
+    kind = model.config.model_type
+    buffers = kind == "gpt2" or buffers
     with tempfile.TemporaryDirectory() as tmp:
         model.save_pretrained(tmp)
         saved = Path(tmp) / "model.safetensors"
-        if model.config.model_type != "gpt2":
+        if not buffers:
             shutil.copyfile(saved, folder / "model.safetensors")
             return
         tensors = {k.removeprefix("transformer."): v for k, v in load_file(saved).items()}
-    n = model.config.n_positions
-    for i in range(model.config.n_layer):  # the causal-mask buffer, which the hub's file carries
-        tensors[f"h.{i}.attn.bias"] = torch.tril(torch.ones(n, n)).view(1, 1, n, n)
+    n = model.config.max_position_embeddings
+    causal = torch.tril(torch.ones(n, n)).view(1, 1, n, n)
+    for i in range(model.config.num_hidden_layers):
+        if kind == "gpt2":
+            tensors[f"h.{i}.attn.bias"] = causal.clone()
+            continue
+        at = f"gpt_neox.layers.{i}.attention."
+        tensors |= {at + "bias": causal.to(torch.uint8), at + "masked_bias": torch.tensor(-1e9)}
+        tensors[at + "rotary_emb.inv_freq"] = model.gpt_neox.rotary_emb.inv_freq.clone()
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
 
 
@@ -127,34 +150,65 @@ def ids(gen, *shape):
     return torch.randint(0, EOS_ID, shape, generator=gen)
 
 
-def k_inputs(model, prompt):
-    """The input of the first and the last layer's key projection."""
-    gpt2 = model.config.model_type == "gpt2"
-    layers = model.transformer.h if gpt2 else model.model.layers
+def text(model):
+    """The stack of layers: where each family keeps it."""
+    match model.config.model_type:
+        case "gpt2":
+            return model.transformer
+        case "gpt_neox":
+            return model.gpt_neox
+        case "gemma3":
+            return model.model.language_model
+        case _:
+            return model.model
+
+
+def attention(layer):
+    return next(getattr(layer, name) for name in ("self_attn", "attention", "attn") if hasattr(layer, name))
+
+
+def key_projection(attn):
+    """The name of the matrix that makes keys, alone or fused with others."""
+    return next(name for name in ("k_proj", "qkv_proj", "query_key_value", "c_attn") if hasattr(attn, name))
+
+
+def keys(model, prompt):
+    """The first and the last layer's keys: the input of their projection and, where there is one, their norm's output."""
+    layers = text(model).h if model.config.model_type == "gpt2" else text(model).layers
     out, hooks = {}, []
     for i in (0, len(layers) - 1):
-        proj = layers[i].attn.c_attn if gpt2 else layers[i].self_attn.k_proj
+        attn = attention(layers[i])
 
-        def hook(_module, args, i=i):
+        def before(_module, args, i=i):
             out[f"k_in.{i}"] = args[0][0].clone()
 
-        hooks.append(proj.register_forward_pre_hook(hook))
+        def normed(_module, _args, k, i=i):
+            k = k if k.shape[1] == prompt.shape[1] else k.transpose(1, 2)  # some norm [heads, T, head_dim]
+            out[f"k_norm.{i}"] = k[0].flatten(1).clone()
+
+        hooks.append(getattr(attn, key_projection(attn)).register_forward_pre_hook(before))
+        if hasattr(attn, "k_norm"):
+            hooks.append(attn.k_norm.register_forward_hook(normed))
     model(prompt, use_cache=False)
     for h in hooks:
         h.remove()
-    return out
+    return dict(sorted(out.items()))
 
 
 def decode(model, prompt):
     """DECODE greedy tokens through the KV cache, and the logits they were chosen from."""
-    tokens, rows, step, past = [], [], prompt, None
+    tokens, rows, step, cache = [], [], prompt, None
     for _ in range(DECODE):
-        out = model(step, past_key_values=past, use_cache=True)
-        past, row = out.past_key_values, out.logits[:, -1]
+        out = model(step, cache=cache, use_cache=True)
+        cache, row = out.cache, out.logits[:, -1]
         step = row.argmax(-1, keepdim=True)
         tokens.append(step)
         rows.append(row)
-    return torch.cat(tokens, 1), torch.stack(rows, 1)
+    tokens, rows = torch.cat(tokens, 1), torch.stack(rows, 1)
+    # A forward that does not know an argument's name drops it in silence: a cache that is none would go unseen.
+    whole = model(torch.cat([prompt, tokens], 1), use_cache=False).logits[:, prompt.shape[1] - 1 : -1]
+    assert (whole - rows).abs().max() < 1e-4, "cached decoding is not the model"
+    return tokens, rows
 
 
 def padded_logits(model, batch, mask):
@@ -163,15 +217,27 @@ def padded_logits(model, batch, mask):
     return logits * mask.unsqueeze(-1)
 
 
+def fits(config):
+    """The longest prompt that a RoPE scaling which depends on the length leaves alone; None without one."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    match rope.get("rope_type"):
+        case "dynamic":
+            return config.max_position_embeddings
+        case "longrope":
+            return rope["original_max_position_embeddings"]
+        case _:
+            return None
+
+
 @torch.no_grad()
 def golden(model, seed):
     gen = torch.Generator().manual_seed(seed + 1000)
-    dynamic = (model.config.to_dict().get("rope_parameters") or {}).get("rope_type") == "dynamic"
+    short = fits(model.config.get_text_config())
     t = {"prefill.ids": ids(gen, 1, PREFILL)}
     t["prefill.logits"] = model(t["prefill.ids"], use_cache=False).logits
-    t |= k_inputs(model, t["prefill.ids"])
-    if dynamic:
-        t["short.ids"] = ids(gen, 1, model.config.max_position_embeddings - 4)
+    t |= keys(model, t["prefill.ids"])
+    if short:
+        t["short.ids"] = ids(gen, 1, short - 4)
         t["short.logits"] = model(t["short.ids"], use_cache=False).logits
         return t
 
@@ -190,12 +256,13 @@ def golden(model, seed):
     return t
 
 
-def make(folder, config, seed, style="classic", notes=()):
+def make(folder, config, seed, style="classic", notes=(), buffers=False):
     """Write the twin of `config` (config.json's fields) into `folder`.
 
-    style "classic" writes the fields as given; "v5" writes what this transformers saves.
+    style "classic" writes the fields as given; "v5" writes what this transformers saves. `buffers` is save_weights'.
     """
-    config = config | {"vocab_size": VOCAB, "bos_token_id": EOS_ID, "eos_token_id": EOS_ID}
+    tokens = {"bos_token_id": EOS_ID, "eos_token_id": EOS_ID}
+    config = config | (tokens if "text_config" in config else {"vocab_size": VOCAB} | tokens)
     tokenizer(folder)
     write_json(folder / "config.json", config | {"torch_dtype": "float32"})
     write_json(folder / "generation_config.json", {"bos_token_id": EOS_ID, "eos_token_id": EOS_ID})
@@ -203,7 +270,7 @@ def make(folder, config, seed, style="classic", notes=()):
         AutoConfig.from_pretrained(folder), dtype=torch.float32, attn_implementation="eager"
     ).eval()
     fill(model, seed)
-    save_weights(model, folder)
+    save_weights(model, folder, buffers)
     if style == "v5":
         with tempfile.TemporaryDirectory() as tmp:
             model.save_pretrained(tmp)
@@ -217,15 +284,10 @@ def make(folder, config, seed, style="classic", notes=()):
 
     described = {}
     for name, v in tensors.items():
-        text = DESCRIPTIONS.get(name)
-        if text is None:
-            layer = name.removeprefix("k_in.")
-            what = "c_attn" if config["model_type"] == "gpt2" else "k_proj"
-            text = f"the input of layer {layer}'s {what} (after the norm) on prefill.ids, [T, d_model]"
         described[name] = {
             "dtype": str(v.dtype).removeprefix("torch."),
             "shape": list(v.shape),
-            "what": text,
+            "what": DESCRIPTIONS.get(name) or describe_keys(name, model),
         }
     write_json(
         folder / "golden.json",
@@ -239,6 +301,16 @@ def make(folder, config, seed, style="classic", notes=()):
         },
     )
     report(folder)
+
+
+def describe_keys(name, model):
+    kind, layer = name.split(".")
+    if kind == "k_norm":
+        return f"layer {layer}'s keys after k_norm and before RoPE on prefill.ids, [T, kv heads * head_dim]"
+    block = text(model).h[int(layer)] if model.config.model_type == "gpt2" else text(model).layers[int(layer)]
+    normed = hasattr(block, "input_layernorm") or hasattr(block, "ln_1")
+    where = "after the norm" if normed else "the residual stream itself: this family norms a sublayer's output"
+    return f"the input of layer {layer}'s {key_projection(attention(block))} ({where}) on prefill.ids, [T, d_model]"
 
 
 def report(folder):

@@ -61,7 +61,8 @@ fn an_unknown_family_lists_the_known_ones() {
     let scratch = Scratch::of("llama");
     scratch.set("model_type", "mamba");
     let hint = refuses_config(&scratch.root(), "model type `mamba` is unknown");
-    assert!(hint.starts_with("known types: gpt2, llama, mistral, mixtral, qwen2;"), "{hint}");
+    let known = hint.strip_prefix("known types: ").expect("a list");
+    assert!(["gpt2,", "llama,", "qwen3_moe,", "smollm3;"].iter().all(|name| known.contains(name)), "{hint}");
 }
 
 #[test]
@@ -82,7 +83,7 @@ fn a_configuration_that_makes_no_sense() {
         ("hidden_size", json!("32"), "`hidden_size` is \"32\", expected a positive integer"),
         ("num_hidden_layers", json!(null), "the field `num_hidden_layers` is missing"),
         ("num_hidden_layers", json!(1_000_000), "expected at most"),
-        ("rope_scaling", json!({ "type": "yarn", "factor": 4 }), "linear, dynamic or llama3"),
+        ("rope_scaling", json!({ "type": "ntk", "factor": 4 }), "dynamic, llama3, yarn or longrope"),
         ("hidden_act", json!("softplus"), "expected silu, gelu, gelu_new or relu"),
     ] {
         let scratch = Scratch::of("llama");

@@ -8,11 +8,11 @@ use burn::tensor::{Device, Distribution, Tensor};
 use calib::factorise::{Factorisation, Factors, output_moment};
 use calib::linalg::Mat64;
 use calib::metric::Metric;
-use mla_core::attention::{RopeConfig, RopeScaling};
 use mla_core::decoder::{
-    Activation, AttentionKind, Biases, HeadKind, LatentConfig, LatentWidth, LayerConfig, MlpKind, NormKind,
-    PositionKind,
+    Activation, AttentionKind, Biases, BlockKind, HeadKind, LatentConfig, LatentWidth, LayerConfig,
+    MlpConfig, MlpKind, NormKind, PositionKind, Scales,
 };
+use mla_core::positions::RopeConfig;
 use mla_core::{
     CacheDtype, Decoder, DecoderConfig, LayerSlot, Matrix, Padding, Part, Patch, Slot, WeightMap,
     WeightSource,
@@ -73,17 +73,21 @@ fn random_donor(device: &Device) -> WeightMap {
         n_heads: 2,
         n_kv_heads: 1,
         d_head: 16,
-        d_ff,
         vocab_size,
         max_positions: 64,
         norm: NormKind::Rms,
         norm_eps: 1e-5,
-        position: PositionKind::Rope(RopeConfig { theta: 10_000.0, scaling: RopeScaling::None }),
-        mlp: MlpKind::Gated(Activation::Silu),
+        block: BlockKind::PreNorm,
+        position: PositionKind::Rope(vec![RopeConfig::plain(10_000.0, 16)]),
+        scales: Scales::default(),
         biases: Biases { qkv: false, output: false, mlp: false },
         head: HeadKind::Tied,
         cache_dtype: CacheDtype::F32,
-        layers: vec![LayerConfig { window: None, attention: AttentionKind::Grouped }],
+        layers: vec![LayerConfig::plain(
+            16,
+            Some(0),
+            MlpConfig { kind: MlpKind::Gated(Activation::Silu), d_ff },
+        )],
     });
     let random = |rows, cols| {
         Matrix::from_tensor(&Tensor::<2>::random([rows, cols], Distribution::Normal(0.0, 0.2), device))

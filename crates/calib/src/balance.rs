@@ -60,23 +60,19 @@ pub(crate) fn balance<S: WeightSource>(
         if latent.up_of != layer || shared(layer) {
             continue;
         }
-        let moment = latent_moment(factors, source, statistics, layer, latent, device)?;
+        let moment = latent_moment(factors, source, statistics, layer, device)?;
         let mut first = 0;
-        let slots: &[LayerSlot] = match latent.width {
-            LatentWidth::Split { .. } => &[LayerSlot::BalanceKey, LayerSlot::BalanceValue],
-            LatentWidth::Joint { .. } => &[LayerSlot::BalanceJoint],
-        };
-        for (width, &slot) in latent.width.parts().into_iter().zip(slots) {
-            let place = first..first + width;
+        for part in latent.width.parts() {
+            let place = first..first + part.width;
             let (moment, cost) =
                 (moment.block(place.clone(), place.clone()), cost.block(place.clone(), place));
             let (basis, loss) = match latent.reads_from {
                 None => scaled_triangle(&moment, &cost)?,
                 Some(_) => balanced(&moment, &cost)?,
             };
-            factors.insert(layer, slot, &basis)?;
-            noise += loss / width as f64;
-            first += width;
+            factors.insert(layer, part.balance(), &basis)?;
+            noise += loss / part.width as f64;
+            first += part.width;
         }
         factors.set_balanced(layer);
     }
@@ -221,19 +217,9 @@ fn latent_moment<S: WeightSource>(
     source: &S,
     statistics: &Statistics,
     layer: usize,
-    latent: LatentConfig,
     device: &Device,
 ) -> Result<Mat64, Error> {
-    let slots: &[LayerSlot] = match latent.width {
-        LatentWidth::Split { .. } => &[LayerSlot::DownKey, LayerSlot::DownValue],
-        LatentWidth::Joint { .. } => &[LayerSlot::DownJoint],
-    };
-    let mut downs = Vec::with_capacity(2);
-    for &slot in slots {
-        let down = factors.get(Slot::Layer(layer, slot))?.expect("a latent layer has a W_down");
-        downs.push(Mat64::from_matrix(&down));
-    }
-    let down = Mat64::stack(&downs.iter().collect::<Vec<_>>());
+    let down = factors.down(layer)?;
     // W_down lies in the row space of [W_k; W_v], so that its latent is p [K; V], whose moment is known.
     let w = stacked(source, layer, device)?;
     let mut gram = w.dot(&w.transpose());

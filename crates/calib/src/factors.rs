@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use mla_core::decoder::AttentionKind;
+use mla_core::decoder::{AttentionKind, Serves};
 use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Matrix, Patch, Slot, SourceError};
 
 use crate::error::Error;
@@ -39,6 +39,47 @@ impl Factors {
         let data = self.scratch.keep(matrix.data.iter().map(|&x| x as f32).collect())?;
         self.tensors.insert(Slot::Layer(layer, slot), Kept { rows: matrix.rows, cols: matrix.cols, data });
         Ok(())
+    }
+
+    /// Adds a part's `W_down`, given for all that the layer's latents are made of: the columns that another part reads are
+    /// left out.
+    ///
+    /// # Shapes
+    /// - `matrix`: `[rank, d_latent_input]`, zero where the part reads nothing
+    ///
+    /// # Errors
+    /// When the temporary file cannot be written.
+    ///
+    /// # Panics
+    /// If the layer has no such part.
+    pub fn insert_down(&mut self, layer: usize, serves: Serves, matrix: &Mat64) -> Result<(), Error> {
+        let latent = self.config.latent(layer).expect("a layer with latents");
+        let part = latent.width.parts().into_iter().find(|part| part.serves == serves);
+        let part = part.expect("a part that the layer has");
+        let read = self.config.read_by(layer, part);
+        self.insert(layer, part.down(), &matrix.block(0..matrix.rows, read))
+    }
+
+    /// `W_down` of all parts of a layer, one below the other, over all that its latents are made of.
+    ///
+    /// # Shapes
+    /// - `[width, d_latent_input]`
+    ///
+    /// # Errors
+    /// When the temporary file cannot be read.
+    ///
+    /// # Panics
+    /// If the layer has no latents, or its factors are not there yet.
+    pub fn down(&self, layer: usize) -> Result<Mat64, Error> {
+        let latent = self.config.latent(layer).expect("a layer with latents");
+        let mut whole = Mat64::zeros(latent.width.total(), self.config.d_latent_input(layer));
+        let mut row = 0;
+        for part in latent.width.parts() {
+            let down = self.get(Slot::Layer(layer, part.down()))?.expect("a latent layer has a W_down");
+            whole.place(row, self.config.read_by(layer, part).start, &Mat64::from_matrix(&down));
+            row += part.width;
+        }
+        Ok(whole)
     }
 
     /// Says that a layer's balanced basis is among the factors.

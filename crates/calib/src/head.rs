@@ -5,7 +5,7 @@
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
-use mla_core::decoder::{HeadKind, Norm};
+use mla_core::decoder::{HeadKind, Norm, Scales};
 use mla_core::{Slot, WeightSource};
 use rand::rngs::ChaCha8Rng;
 use rand::{RngExt, SeedableRng};
@@ -105,23 +105,30 @@ impl<'a, S: WeightSource> Head<'a, S> {
         Ok(gradient.reshape([windows, length, d_model]))
     }
 
-    /// Shows `visit` the logits of each slice of the vocabulary and of the tokens; what it returns in their place is
-    /// multiplied with the slice's rows of the head and summed: `[tokens, d_model]`.
+    /// Shows `visit` the logits of each slice of the vocabulary and of the tokens; what it returns in their place, a gradient
+    /// at the logits, is multiplied with the slice's rows of the head and summed: `[tokens, d_model]`.
     fn logits(
         &self,
         hidden: &Tensor<2>,
         mut visit: impl FnMut(&Range<usize>, usize, Vec<Vec<f32>>) -> Result<Option<Vec<Vec<f32>>>, Error>,
     ) -> Result<Option<Tensor<2>>, Error> {
         let [tokens, _] = hidden.dims();
+        let scales = self.source.config().scales;
         let mut sums: Vec<Option<Tensor<2>>> = vec![None; tokens.div_ceil(TOKEN_SLICE)];
         for slice in self.slices() {
             let rows = self.rows(&slice)?;
             let columns = rows.clone().transpose();
             for (place, first) in (0..tokens).step_by(TOKEN_SLICE).enumerate() {
                 let count = TOKEN_SLICE.min(tokens - first);
-                let logits = hidden.clone().narrow(0, first, count).matmul(columns.clone());
-                if let Some(weights) = visit(&slice, first, to_rows(logits, slice.len()))? {
-                    let weights = TensorData::new(weights.concat(), [count, slice.len()]);
+                let logits = scales.logits(hidden.clone().narrow(0, first, count).matmul(columns.clone()));
+                let logits = to_rows(logits, slice.len());
+                let slopes = (!scales.leave_logits()).then(|| slopes(&scales, &logits));
+                if let Some(weights) = visit(&slice, first, logits)? {
+                    let mut weights = weights.concat();
+                    if let Some(slopes) = slopes {
+                        weights.iter_mut().zip(slopes).for_each(|(weight, slope)| *weight *= slope);
+                    }
+                    let weights = TensorData::new(weights, [count, slice.len()]);
                     let part = Tensor::<2>::from_data(weights, &self.device).matmul(rows.clone());
                     sums[place] = Some(match sums[place].take() {
                         Some(sum) => sum + part,
@@ -143,13 +150,15 @@ impl<'a, S: WeightSource> Head<'a, S> {
         let tokens = windows * length;
         let flat = |x: Tensor<3>| x.reshape([tokens, d_model]);
         let (donor, models) = (flat(donor), models.into_iter().map(flat).collect::<Vec<_>>());
+        let scales = self.source.config().scales;
         let mut sums = vec![vec![PairSum::default(); tokens]; models.len()];
         for slice in self.slices() {
             let columns = self.rows(&slice)?.transpose();
             for first in (0..tokens).step_by(TOKEN_SLICE) {
                 let count = TOKEN_SLICE.min(tokens - first);
                 let logits = |x: &Tensor<2>| {
-                    to_rows(x.clone().narrow(0, first, count).matmul(columns.clone()), slice.len())
+                    let products = x.clone().narrow(0, first, count).matmul(columns.clone());
+                    to_rows(scales.logits(products), slice.len())
                 };
                 let theirs = logits(&donor);
                 for (model, sums) in models.iter().zip(&mut sums) {
@@ -162,6 +171,11 @@ impl<'a, S: WeightSource> Head<'a, S> {
         let mean = |sums: &Vec<PairSum>| sums.iter().map(PairSum::divergence).sum::<f64>() / tokens as f64;
         Ok(sums.iter().map(mean).collect())
     }
+}
+
+/// How much each logit moves with what the head's matrix gives.
+fn slopes(scales: &Scales, logits: &[Vec<f32>]) -> Vec<f32> {
+    logits.iter().flatten().map(|&logit| scales.logit_slope(logit)).collect()
 }
 
 fn to_rows(logits: Tensor<2>, width: usize) -> Vec<Vec<f32>> {

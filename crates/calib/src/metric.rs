@@ -3,7 +3,6 @@
 use std::fmt;
 
 use mla_core::DecoderConfig;
-use mla_core::decoder::PositionKind;
 
 use crate::error::Error;
 use crate::linalg::{Mat64, eigh};
@@ -175,31 +174,30 @@ impl KeptMetric {
 /// The metric of keys under [`Objective::Attention`]: what a key's error does to the scores of the queries that read it.
 ///
 /// A key is read at every distance, and RoPE turns it each time; the average over distances leaves one weight a
-/// frequency pair, `λ_j = ½(B_jj + B_{j+d/2,j+d/2})` with `B = Σ_{h∈g} E[q_h q_hᵀ]`. With learned positions nothing
-/// turns, and B itself is the metric.
+/// frequency pair, `λ_j = ½(B_jj + B_{j+d/2,j+d/2})` with `B = Σ_{h∈g} E[q_h q_hᵀ]`. Of dimensions that do not turn, all
+/// of them without a rotary embedding, B itself is the metric.
 ///
 /// # Shapes
 /// - `queries`: for each kv head, B `[d_head, d_head]` → `[d_kv, d_kv]`, block-diagonal
-pub fn key_scores(config: &DecoderConfig, queries: &[Mat64]) -> Mat64 {
+pub fn key_scores(config: &DecoderConfig, layer: usize, queries: &[Mat64]) -> Mat64 {
     let (d_head, d_kv) = (config.d_head, config.d_kv());
     let mut m = Mat64::zeros(d_kv, d_kv);
     for (head, b) in queries.iter().enumerate() {
-        let weights = match config.position {
-            PositionKind::Learned => b.clone(),
-            PositionKind::Rope(_) => {
-                let half = d_head / 2;
-                let mut averaged = Mat64::zeros(d_head, d_head);
-                for j in 0..half {
-                    let weight = 0.5 * (b.at(j, j) + b.at(j + half, j + half));
-                    averaged.data[j * d_head + j] = weight;
-                    averaged.data[(j + half) * d_head + j + half] = weight;
-                }
-                averaged
-            }
-        };
+        let d_rotary = config.rope(layer).map_or(0, |rope| rope.d_rotary);
+        let mut weights = Mat64::zeros(d_head, d_head);
+        weights.place(d_rotary, d_rotary, &b.block(d_rotary..d_head, d_rotary..d_head));
+        for pair in rotary_pairs(d_rotary) {
+            let weight = 0.5 * pair.iter().map(|&j| b.at(j, j)).sum::<f64>();
+            pair.iter().for_each(|&j| weights.data[j * d_head + j] = weight);
+        }
         m.place(head * d_head, head * d_head, &weights);
     }
     m
+}
+
+/// The dimensions of a head that turn together, of `d_rotary` that turn.
+pub(crate) fn rotary_pairs(d_rotary: usize) -> impl Iterator<Item = [usize; 2]> {
+    (0..d_rotary / 2).map(move |j| [j, j + d_rotary / 2])
 }
 
 /// The metric of values under [`Objective::Attention`]: what a value's error adds to the residual stream through the

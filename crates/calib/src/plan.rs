@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth, PositionKind};
+use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth};
 use mla_core::{CacheDtype, DecoderConfig};
 use serde::Serialize;
 
@@ -197,7 +197,7 @@ impl Plan {
                 layers("number of early layers to skip", xkv.skip_early_layers, 0, n_layers - 1)?;
             }
             Method::DecoupledRope { d_rope } => {
-                let paired = matches!(config.position, PositionKind::Rope(_));
+                let paired = !config.ropes().is_empty();
                 if d_rope == 0 || d_rope >= d_latent || (paired && d_rope % 2 == 1) {
                     return Err(Error::RopeWidth { found: d_rope, d_latent, paired });
                 }

@@ -5,7 +5,7 @@
 //! hold the prediction to what the system saw.
 
 use mla_core::DecoderConfig;
-use mla_core::decoder::{MlpKind, NormKind};
+use mla_core::decoder::{LayerConfig, MlpKind, NormKind};
 use serde::Serialize;
 
 use crate::convert::Options;
@@ -148,16 +148,24 @@ struct Counts {
 
 impl Counts {
     fn new(config: &DecoderConfig) -> Self {
-        let (d_model, d_ff) = (config.d_model as f64, config.d_ff as f64);
+        let d_model = config.d_model as f64;
         let (d_kv, width) = (config.d_kv() as f64, (config.n_heads * config.d_head) as f64);
         let attention = d_model * (2.0 * width + 2.0 * d_kv);
-        let (mlp, active) = match config.mlp {
-            MlpKind::Plain(_) => (2.0 * d_model * d_ff, 2.0 * d_model * d_ff),
-            MlpKind::Gated(_) => (3.0 * d_model * d_ff, 3.0 * d_model * d_ff),
-            MlpKind::Experts { n_experts, top_k, .. } => {
-                (3.0 * d_model * d_ff * n_experts as f64, 3.0 * d_model * d_ff * top_k as f64)
+        // Of the layer that has most: what is predicted has to fit where all others do.
+        let weights = |layer: &LayerConfig| {
+            let one = d_model * layer.mlp.d_ff as f64;
+            match layer.mlp.kind {
+                MlpKind::Plain(_) => (2.0 * one, 2.0 * one),
+                MlpKind::Gated(_) => (3.0 * one, 3.0 * one),
+                MlpKind::Experts { n_experts, top_k, .. } => {
+                    (3.0 * one * n_experts as f64, 3.0 * one * top_k as f64)
+                }
             }
         };
+        let most =
+            |of: fn((f64, f64)) -> f64| config.layers.iter().map(|l| of(weights(l))).fold(0.0, f64::max);
+        let (mlp, active) = (most(|(all, _)| all), most(|(_, active)| active));
+        let d_ff = config.layers.iter().map(|layer| layer.mlp.d_ff).max().unwrap_or(0) as f64;
         let norms = if config.norm == NormKind::Layer { 4.0 } else { 2.0 } * d_model;
         let vocabulary = config.vocab_size as f64;
         let layers = config.n_layers() as f64;

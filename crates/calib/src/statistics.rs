@@ -1,7 +1,7 @@
 //! What a conversion knows of a donor: second moments of its keys and values, and how much their errors matter.
 //!
 //! The moments are those of `W_k h` and `W_v h` themselves, biases left out, for the inputs `h` that k_proj and v_proj
-//! really receive. Not centred: attention sinks make the mean anything but small, and centring measures far worse.
+//! really receive; where a norm stands behind k_proj, those of the normed keys. Not centred: attention sinks make the mean anything but small, and centring measures far worse.
 //! Every method and every metric starts from them, so one sweep serves any number of plans.
 
 use std::collections::BTreeMap;
@@ -236,7 +236,7 @@ impl Statistics {
                     .collect();
                 let w_o = read(source, layer, LayerSlot::Output(Part::Weight), device)?;
                 Ok([
-                    Metric::new(&key_scores(&self.config, &heads))?,
+                    Metric::new(&key_scores(&self.config, layer, &heads))?,
                     Metric::new(&value_outputs(&self.config, &w_o))?,
                 ])
             }
@@ -257,13 +257,20 @@ impl Statistics {
     }
 }
 
-/// `[W_k; W_v]` of a layer, `[2 · d_kv, d_model]`.
+/// What makes `[K; V]` of that which a layer's latents are made of: `[W_k; W_v]` for its input `h`, and for `[k̂; h]`, where
+/// keys are normed, the identity and `W_v` on the diagonal.
+///
+/// # Shapes
+/// - `[2 · d_kv, d_latent_input]`
 ///
 /// # Errors
 /// When the source fails.
 pub fn stacked<S: WeightSource>(source: &S, layer: usize, device: &Device) -> Result<Mat64, Error> {
-    let key = read(source, layer, LayerSlot::Key(Part::Weight), device)?;
     let value = read(source, layer, LayerSlot::Value(Part::Weight), device)?;
+    if source.config().layers[layer].qk_norm.is_some() {
+        return Ok(Mat64::diagonal_blocks(&Mat64::identity(value.rows), &value));
+    }
+    let key = read(source, layer, LayerSlot::Key(Part::Weight), device)?;
     Ok(Mat64::stack(&[&key, &value]))
 }
 
@@ -316,15 +323,14 @@ impl Gathering {
         let Attention::Grouped(attention) = &block.attention else {
             return Err(Error::AlreadyLatent { layer });
         };
-        let product = |w: &Tensor<2>| h.clone().matmul(w.clone().unsqueeze::<3>());
-        let y = vec![product(&attention.k_proj.weight.val()), product(&attention.v_proj.weight.val())];
-        let y = weigh_first(Tensor::cat(y, 2), self.sink);
+        let (k, v) = attention.latent_targets(h.clone());
+        let y = weigh_first(Tensor::cat(vec![k, v], 2), self.sink);
         if y.dims()[1] > 1 {
             self.firsts.extend(widen(&host(y.clone().narrow(1, 0, 1))));
         }
         self.outputs.entry(layer).or_default().push(scratch.keep(host(y))?);
         if let Some(sums) = &mut self.queries {
-            let q = attention.q_proj.forward(h);
+            let q = attention.queries.project(h);
             self.heads.add(sums, q);
         }
         Ok(())

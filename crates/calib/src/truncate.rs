@@ -7,8 +7,8 @@
 //! the larger ratio would have written.
 
 use burn::tensor::Device;
-use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth};
-use mla_core::{DecoderConfig, LayerSlot, Matrix, Slot, WeightSource};
+use mla_core::decoder::{AttentionKind, LatentConfig};
+use mla_core::{DecoderConfig, Matrix, Slot, WeightSource};
 
 use crate::error::Error;
 use crate::factors::Factors;
@@ -53,39 +53,27 @@ pub fn truncate<S: WeightSource>(
     let mut places = Vec::new();
     for (layer, ranks) in ranks.iter().enumerate() {
         let latent = nested(source.config(), layer)?;
-        let (width, slots): (LatentWidth, &[[LayerSlot; 3]]) = match (latent.width, ranks.as_slice()) {
-            (LatentWidth::Split { .. }, &[d_latent_k, d_latent_v]) => (
-                LatentWidth::Split { d_latent_k, d_latent_v },
-                &[
-                    [LayerSlot::DownKey, LayerSlot::UpKey, LayerSlot::BalanceKey],
-                    [LayerSlot::DownValue, LayerSlot::UpValue, LayerSlot::BalanceValue],
-                ],
-            ),
-            (LatentWidth::Joint { .. }, &[d_latent]) => (
-                LatentWidth::Joint { d_latent },
-                &[[LayerSlot::DownJoint, LayerSlot::UpJoint, LayerSlot::BalanceJoint]],
-            ),
-            _ => return Err(Error::NotNested { layer }),
-        };
-        let found = latent.width.parts();
+        let width = latent.width.with(ranks).ok_or(Error::NotNested { layer })?;
+        let found = latent.width.widths();
         if ranks.iter().zip(&found).any(|(rank, found)| rank > found) {
             return Err(Error::Wider { layer, wanted: ranks.iter().sum(), found: found.iter().sum() });
         }
         config.layers[layer].attention = AttentionKind::Latent(LatentConfig { width, ..latent });
-        places.extend(ranks.iter().zip(slots).map(|(&rank, &slots)| (layer, rank, slots)));
+        places.extend(width.parts().into_iter().map(|part| (layer, part)));
     }
     let mut factors = Factors::new(config, scratch);
-    for (layer, rank, [down, up, balance]) in places {
+    for (layer, part) in places {
+        let rank = part.width;
         let read = |slot| -> Result<Mat64, Error> {
             let matrix = source.matrix(Slot::Layer(layer, slot), device)?;
             Ok(Mat64::from_matrix(&Matrix::from_tensor(&matrix)))
         };
-        let triangle = read(balance)?;
+        let triangle = read(part.balance())?;
         let leading = triangle.block(0..rank, 0..rank);
-        let told = triangle.row_block(0..rank).dot(&read(down)?);
-        factors.insert(layer, down, &back_substituted(&leading, told))?;
-        factors.insert(layer, up, &read(up)?.leading_columns(rank))?;
-        factors.insert(layer, balance, &leading)?;
+        let told = triangle.row_block(0..rank).dot(&read(part.down())?);
+        factors.insert(layer, part.down(), &back_substituted(&leading, told))?;
+        factors.insert(layer, part.up(), &read(part.up())?.leading_columns(rank))?;
+        factors.insert(layer, part.balance(), &leading)?;
     }
     Ok(factors)
 }

@@ -81,6 +81,41 @@ impl ConfigJson {
         self.get(field).map(parse).transpose()
     }
 
+    /// A positive integer; `default` where the field is absent, and nothing where it is `null`, which a family may tell apart.
+    ///
+    /// # Errors
+    /// When it is zero, absurdly large or no integer.
+    pub fn size_or(&self, field: &str, default: Option<usize>) -> Result<Option<usize>, Error> {
+        match self.fields.contains_key(field) {
+            true => self.size_or_none(field),
+            false => Ok(default),
+        }
+    }
+
+    /// A list of numbers, if the field is there.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn numbers(&self, field: &str) -> Result<Option<Vec<f64>>, Error> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        let numbers =
+            value.as_array().and_then(|list| list.iter().map(Value::as_f64).collect::<Option<Vec<f64>>>());
+        match numbers {
+            Some(numbers) if numbers.iter().all(|x| x.is_finite()) => Ok(Some(numbers)),
+            _ => Err(self.bad(field, "a list of numbers", value)),
+        }
+    }
+
+    /// A list of strings, if the field is there.
+    ///
+    /// # Errors
+    /// When it is something else.
+    pub fn texts(&self, field: &str) -> Result<Option<Vec<&str>>, Error> {
+        let Some(value) = self.get(field) else { return Ok(None) };
+        let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        texts.map(Some).ok_or_else(|| self.bad(field, "a list of strings", value))
+    }
+
     /// A positive integer of at most `max`.
     ///
     /// # Errors

@@ -128,19 +128,27 @@ impl Model {
         let tensor = self.stored(&spec.key);
         let dtype = self.checkpoint.dtype(&spec.key, tensor)?;
         let [d_out, d_in] = spec.slot_shape();
+        let (size, experts) = (dtype.bytes(), spec.expert.map_or(1, |_| spec.shape[0]));
+        let one = spec.shape.iter().product::<usize>() / experts * size;
+        let start = spec.expert.unwrap_or(0) * one;
         let mut values = Vec::with_capacity(d_out * d_in);
         match (&spec.outputs, spec.layout) {
-            (None, _) => dtype.decode(&self.checkpoint.read(tensor)?, &mut values),
+            (None, _) => dtype.decode(&self.checkpoint.read_part(tensor, start, one)?, &mut values),
             (Some(outputs), Layout::OutIn) => {
-                let row = d_in * dtype.bytes();
-                let part = self.checkpoint.read_part(tensor, outputs.start * row, outputs.len() * row)?;
-                dtype.decode(&part, &mut values);
+                let row = d_in * size;
+                for piece in outputs.pieces() {
+                    let part =
+                        self.checkpoint.read_part(tensor, start + piece.start * row, piece.len() * row)?;
+                    dtype.decode(&part, &mut values);
+                }
             }
             (Some(outputs), Layout::InOut) => {
-                let (stored_row, size) = (spec.shape[1] * dtype.bytes(), dtype.bytes());
-                let whole = self.checkpoint.read(tensor)?;
+                let stored_row = spec.shape[spec.shape.len() - 1] * size;
+                let whole = self.checkpoint.read_part(tensor, start, one)?;
                 for row in whole.chunks_exact(stored_row) {
-                    dtype.decode(&row[outputs.start * size..outputs.end * size], &mut values);
+                    for piece in outputs.pieces() {
+                        dtype.decode(&row[piece.start * size..piece.end * size], &mut values);
+                    }
                 }
             }
         }

@@ -4,7 +4,7 @@ use mla_core::DecoderConfig;
 
 use crate::config_json::ConfigJson;
 use crate::error::Error;
-use crate::families::{Gpt2, Llama, Mistral, Mixtral, Qwen2};
+use crate::families;
 use crate::spec::TensorSpec;
 
 /// A family of models: how its `config.json` reads and where its tensors lie.
@@ -38,15 +38,26 @@ pub struct Registry {
 }
 
 impl Registry {
-    /// GPT-2, LLaMA, Mistral, Mixtral and Qwen2.
+    /// Every family of [`families`].
     pub fn builtin() -> Self {
         Self {
             handlers: vec![
-                Box::new(Gpt2),
-                Box::new(Llama),
-                Box::new(Mistral),
-                Box::new(Mixtral),
-                Box::new(Qwen2),
+                Box::new(families::Gemma2),
+                Box::new(families::Gemma3),
+                Box::new(families::Gpt2),
+                Box::new(families::GptNeoX),
+                Box::new(families::Granite),
+                Box::new(families::Llama),
+                Box::new(families::Ministral),
+                Box::new(families::Mistral),
+                Box::new(families::Mixtral),
+                Box::new(families::Olmo2),
+                Box::new(families::Olmo3),
+                Box::new(families::Phi3),
+                Box::new(families::Qwen2),
+                Box::new(families::Qwen3),
+                Box::new(families::Qwen3Moe),
+                Box::new(families::SmolLm3),
             ],
         }
     }

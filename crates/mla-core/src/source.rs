@@ -196,7 +196,7 @@ pub(crate) fn host_f32<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decoder::{Activation, Biases, HeadKind, MlpKind, NormKind, PositionKind};
+    use crate::decoder::{Biases, BlockKind, HeadKind, NormKind, PositionKind, Scales};
 
     fn config(d_model: usize) -> DecoderConfig {
         DecoderConfig {
@@ -204,13 +204,13 @@ mod tests {
             n_heads: 1,
             n_kv_heads: 1,
             d_head: d_model,
-            d_ff: 1,
             vocab_size: 3,
             max_positions: 1,
             norm: NormKind::Layer,
             norm_eps: 1e-5,
             position: PositionKind::Learned,
-            mlp: MlpKind::Plain(Activation::Relu),
+            block: BlockKind::PreNorm,
+            scales: Scales::default(),
             biases: Biases { qkv: false, output: false, mlp: false },
             head: HeadKind::Tied,
             cache_dtype: crate::CacheDtype::F32,

@@ -33,6 +33,8 @@ pub enum Slot {
 pub enum LayerSlot {
     /// The norm before attention: its output is what `W_q`, `W_k` and `W_v` multiply.
     InputNorm(Part),
+    /// The norm between attention and the residual stream.
+    AttendedNorm(Part),
     /// `[n_heads · d_head, d_model]`.
     Query(Part),
     /// `[d_kv, d_model]`. The bias stays when the weight is replaced by latents.
@@ -41,7 +43,13 @@ pub enum LayerSlot {
     Value(Part),
     /// `[d_model, n_heads · d_head]`.
     Output(Part),
-    /// `[d_latent_k, d_model]`.
+    /// The gain of the norm of queries: `[d_head]`, or `[n_heads · d_head]` where it goes over all heads.
+    QueryNorm,
+    /// The gain of the norm of keys: `[d_head]`, or `[d_kv]`.
+    KeyNorm,
+    /// A logit a query head that takes weight from its scores: `[n_heads]`.
+    Sinks,
+    /// `[d_latent_k, d_model]`; behind a norm of keys `[d_latent_k, d_kv]`.
     DownKey,
     /// `[d_kv, d_latent_k]`, orthonormal columns.
     UpKey,
@@ -49,7 +57,7 @@ pub enum LayerSlot {
     DownValue,
     /// `[d_kv, d_latent_v]`, orthonormal columns.
     UpValue,
-    /// `[d_latent, d_model]`, where keys and values share one latent.
+    /// `[d_latent, d_model]`, where keys and values share one latent; behind a norm of keys `[d_latent, d_kv + d_model]`.
     DownJoint,
     /// `[W_uk; W_uv]` stacked, `[2 · d_kv, d_latent]`, orthonormal columns as a whole.
     UpJoint,
@@ -65,6 +73,8 @@ pub enum LayerSlot {
     CrossValue,
     /// The norm before the MLP.
     MlpNorm(Part),
+    /// The norm between the MLP and the residual stream.
+    MlpOutNorm(Part),
     /// `[d_ff, d_model]`, gated MLPs only.
     Gate(Part),
     /// `[d_ff, d_model]`.
@@ -72,13 +82,13 @@ pub enum LayerSlot {
     /// `[d_model, d_ff]`.
     Down(Part),
     /// `[n_experts, d_model]`.
-    Router,
+    Router(Part),
     /// `[d_ff, d_model]` of one expert.
-    ExpertGate(usize),
+    ExpertGate(usize, Part),
     /// `[d_ff, d_model]` of one expert.
-    ExpertUp(usize),
+    ExpertUp(usize, Part),
     /// `[d_model, d_ff]` of one expert.
-    ExpertDown(usize),
+    ExpertDown(usize, Part),
 }
 
 impl fmt::Display for Slot {

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::Tensor;
-use mla_core::decoder::LatentWidth;
+use mla_core::decoder::LatentPart;
 use mla_core::{Attention, Decoder, DecoderConfig, LayerSlot, Slot};
 
 /// What a matrix has to obey.
@@ -61,13 +61,13 @@ pub fn factors(decoder: &Decoder) -> Vec<Factor> {
 pub fn trainable(config: &DecoderConfig) -> usize {
     let of_layer = |layer: usize| {
         let latent = config.latent(layer)?;
-        let (d_latent, d_up) = match latent.width {
-            LatentWidth::Split { .. } => (latent.width.total(), config.d_kv()),
-            LatentWidth::Joint { .. } => (latent.width.total(), 2 * config.d_kv()),
+        let part = |part: LatentPart| {
+            let up = if latent.up_of == layer { part.d_up(config.d_kv()) } else { 0 };
+            part.width * (config.read_by(layer, part).len() + up)
         };
-        let up = if latent.up_of == layer { d_up * d_latent } else { 0 };
+        let parts: usize = latent.width.parts().into_iter().map(part).sum();
         let cross: usize = config.cross_columns(layer).into_iter().flatten().sum();
-        Some(config.d_model * d_latent + up + config.d_kv() * cross)
+        Some(parts + config.d_kv() * cross)
     };
     (0..config.n_layers()).filter_map(of_layer).sum()
 }

@@ -22,7 +22,8 @@ pub(crate) struct HeadLoss {
 /// The loss of a batch and its gradient.
 ///
 /// With `q = softmax(z / T)` of the model and `p` of the teacher, `∂KL/∂z = (q − p) / T`, and `∂CE/∂z = softmax(z) − onehot`.
-/// The gradient with respect to `hidden` is that times the head's matrix. Sums are f64.
+/// The gradient with respect to `hidden` is that, times how much a logit moves with what the head's matrix gives, times that
+/// matrix. Sums are f64.
 ///
 /// # Shapes
 /// - `hidden`: `[windows, length, d_model]`, what the head multiplies; of the teacher likewise
@@ -42,7 +43,7 @@ pub(crate) fn head_loss(
         hidden.narrow(1, 0, length - 1).reshape([scored, width])
     };
     let (hidden, teacher) = (rows(hidden), teacher.map(|(decoder, hidden)| (decoder, rows(hidden))));
-    let device = hidden.device();
+    let (device, scales) = (hidden.device(), model.config().scales);
     let (mut lm, mut kl) = (0.0, 0.0);
     let mut gradients = Vec::with_capacity(scored.div_ceil(CHUNK_POSITIONS));
     for start in (0..scored).step_by(CHUNK_POSITIONS) {
@@ -60,7 +61,12 @@ pub(crate) fn head_loss(
             .enumerate()
             .map(|(i, row)| {
                 let theirs = theirs.as_ref().map(|theirs| &theirs[i * vocab..(i + 1) * vocab]);
-                into_gradient(row, theirs, targets[i], weights, scored as f64)
+                let logits = (!scales.leave_logits()).then(|| row.to_vec());
+                let losses = into_gradient(row, theirs, targets[i], weights, scored as f64);
+                for (gradient, logit) in row.iter_mut().zip(logits.into_iter().flatten()) {
+                    *gradient *= scales.logit_slope(logit);
+                }
+                losses
             })
             .collect();
         for [row_lm, row_kl] in losses {

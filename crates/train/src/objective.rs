@@ -1,9 +1,14 @@
 //! What training minimises.
 
-use burn::module::Param;
+use std::collections::HashSet;
+
+use burn::module::{Module, Param};
 use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
-use mla_core::{LayerSlot, Part, Slot, SourceError, WeightSource};
+use mla_core::attention::Keys;
+use mla_core::{LayerSlot, Part, Slot, SourceError, WeightSource, linear};
+
+use crate::factors::Track;
 
 /// What training minimises. Means are over all windows of a batch: of logits over the tokens that have a next one, of K and V
 /// over all.
@@ -99,10 +104,16 @@ impl LossParts {
     }
 }
 
-/// The donor's `W_k` and `W_v` of every layer that has latents now, biases included.
+/// The donor's `W_k` and `W_v` of every layer that has latents now, biases and norms included.
 #[derive(Clone, Debug)]
 pub struct Originals {
-    layers: Vec<Option<[Linear; 2]>>,
+    layers: Vec<Option<Original>>,
+}
+
+#[derive(Module, Debug)]
+struct Original {
+    keys: Keys,
+    v_proj: Linear,
 }
 
 impl Originals {
@@ -112,17 +123,18 @@ impl Originals {
     /// When the source has not got them, or fails.
     pub fn load<S: WeightSource>(source: &S, latent: &[bool], device: &Device) -> Result<Self, SourceError> {
         let biased = source.config().biases.qkv;
-        let linear = |layer: usize, slot: fn(Part) -> LayerSlot| {
-            let weight = source.matrix(Slot::Layer(layer, slot(Part::Weight)), device)?.transpose();
-            let bias =
-                biased.then(|| source.vector(Slot::Layer(layer, slot(Part::Bias)), device)).transpose()?;
-            let frozen = Param::from_tensor(weight).set_require_grad(false);
-            let bias = bias.map(|bias| Param::from_tensor(bias).set_require_grad(false));
-            Ok::<_, SourceError>(Linear { weight: frozen, bias })
-        };
-        let load = |(layer, &latent): (usize, &bool)| match latent {
-            true => Ok(Some([linear(layer, LayerSlot::Key)?, linear(layer, LayerSlot::Value)?])),
-            false => Ok(None),
+        let load = |(layer, &latent): (usize, &bool)| {
+            if !latent {
+                return Ok(None);
+            }
+            let slot = |part| Slot::Layer(layer, LayerSlot::Value(part));
+            let weight = source.matrix(slot(Part::Weight), device)?.transpose();
+            let bias = biased.then(|| source.vector(slot(Part::Bias), device)).transpose()?;
+            let v_proj = Linear {
+                weight: Param::from_tensor(weight).set_require_grad(false),
+                bias: bias.map(|bias| Param::from_tensor(bias).set_require_grad(false)),
+            };
+            Ok(Some(Original { keys: Keys::load(source, layer, device)?, v_proj }))
         };
         Ok(Self { layers: latent.iter().enumerate().map(load).collect::<Result<_, SourceError>>()? })
     }
@@ -133,19 +145,15 @@ impl Originals {
     /// - `h`: `[batch, t, d_model]` → both `[batch, t, d_kv]`
     pub(crate) fn project(&self, layer: usize, h: Tensor<3>) -> Option<[Tensor<3>; 2]> {
         let original = self.layers[layer].as_ref()?;
-        let apply = |linear: &Linear| {
-            let out = h.clone().matmul(Tensor::from_inner(linear.weight.val()).unsqueeze::<3>());
-            match &linear.bias {
-                Some(bias) => out + Tensor::from_inner(bias.val()).unsqueeze::<3>(),
-                None => out,
-            }
-        };
-        Some(original.each_ref().map(apply))
+        let original = original.clone().map(&mut Track { ids: &HashSet::new() });
+        Some([original.keys.project(h.clone()), linear(&original.v_proj, h)])
     }
 
     /// The shape of the first matrix that has not this one, as burn multiplies it.
     pub(crate) fn unlike(&self, shape: [usize; 2]) -> Option<[usize; 2]> {
-        let shapes = self.layers.iter().flatten().flatten().map(|linear| linear.weight.dims());
+        let layers = self.layers.iter().flatten();
+        let shapes = layers
+            .flat_map(|original| [&original.keys.proj, &original.v_proj].map(|linear| linear.weight.dims()));
         shapes.into_iter().find(|found| *found != shape)
     }
 

@@ -44,7 +44,7 @@ impl Origin {
 pub(crate) fn keys_values(decoder: &Decoder) -> impl Iterator<Item = Tensor<2>> {
     decoder.blocks.iter().flat_map(|block| match &block.attention {
         Attention::Grouped(attention) => {
-            [&attention.k_proj, &attention.v_proj].map(|linear| linear.weight.val()).to_vec()
+            [&attention.keys.proj, &attention.v_proj].map(|linear| linear.weight.val()).to_vec()
         }
         Attention::Latent(attention) => {
             attention.factors().into_iter().map(|(_, linear)| linear.weight.val()).collect()

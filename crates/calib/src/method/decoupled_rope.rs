@@ -5,14 +5,14 @@
 //! Which dimensions are kept is measured: those whose error, in the best approximation of equal size, costs most under
 //! the metric. Of K they come in whole RoPE pairs, so that the kept part turns as one.
 
-use mla_core::decoder::{LatentConfig, PositionKind};
+use mla_core::decoder::{LatentConfig, Serves};
 use mla_core::{LayerSlot, WeightSource};
 
 use super::{Fitted, Job, split};
 use crate::error::Error;
 use crate::factorise::{Factorisation, Factors as Pair, KeptFactorisation};
 use crate::linalg::Mat64;
-use crate::metric::Metric;
+use crate::metric::{Metric, rotary_pairs};
 use crate::ranks::Unit;
 use crate::report::{LayerReport, SpectrumReport};
 use crate::statistics::stacked;
@@ -39,19 +39,17 @@ pub(super) fn fit<S: WeightSource>(
     let (n_layers, d_kv) = (job.n_layers(), job.d_kv());
     let config = job.statistics.config();
     let d_latent = job.plan.d_latent(config)?;
-    let pairs = match config.position {
-        PositionKind::Rope(_) => Some(config.d_head),
-        PositionKind::Learned => None,
-    };
     observer.phase("spectra", n_layers);
     let mut halves = Vec::with_capacity(2 * n_layers);
     for layer in 0..n_layers {
         let moment = job.statistics.moment(layer, layer)?;
         let metrics = job.statistics.metrics(job.source, job.plan.objective, layer, job.device)?;
-        for (part, (metric, pairs)) in metrics.iter().zip([pairs, None]).enumerate() {
+        let d_rotary = config.rope(layer).map_or(0, |rope| rope.d_rotary);
+        let together = [groups(d_kv, config.d_head, d_rotary), groups(d_kv, config.d_head, 0)];
+        for (part, (metric, groups)) in metrics.iter().zip(together).enumerate() {
             let places = part * d_kv..(part + 1) * d_kv;
             let moment = moment.block(places.clone(), places);
-            let kept = costliest(&moment, metric, d_latent, d_rope, pairs)?;
+            let kept = costliest(&moment, metric, d_latent, d_rope, groups)?;
             let rest: Vec<usize> = (0..d_kv).filter(|place| !kept.contains(place)).collect();
             let found = Factorisation::new(&moment.select(&rest), &metric.restricted(&rest)?)?;
             let total = metric.whiten_moment(&moment).trace();
@@ -66,15 +64,15 @@ pub(super) fn fit<S: WeightSource>(
     let mut factors = job.factors(|layer| Some(LatentConfig::alone(layer, width(layer))));
     observer.phase("factors", n_layers);
     let mut layers = Vec::with_capacity(n_layers);
-    let slots = [(LayerSlot::DownKey, LayerSlot::UpKey), (LayerSlot::DownValue, LayerSlot::UpValue)];
+    let slots = [(Serves::Keys, LayerSlot::UpKey), (Serves::Values, LayerSlot::UpValue)];
     for layer in 0..n_layers {
         let w = stacked(job.source, layer, job.device)?;
         let mut reports = Vec::with_capacity(2);
-        for (part, (down, up)) in slots.into_iter().enumerate() {
+        for (part, (serves, up)) in slots.into_iter().enumerate() {
             let half = &halves[2 * layer + part];
             let rank = ranks[2 * layer + part];
             let Pair { w_up, w_down } = half.factors(&w.row_block(part * d_kv..(part + 1) * d_kv), rank)?;
-            factors.insert(layer, down, &w_down)?;
+            factors.insert_down(layer, serves, &w_down)?;
             factors.insert(layer, up, &w_up)?;
             let spectrum = half.found.spectrum.clone();
             let discarded = spectrum[rank..].iter().sum();
@@ -102,14 +100,23 @@ impl Half {
     }
 }
 
-/// The `count` dimensions whose error costs most when `rank` dimensions are kept; in pairs `(j, j + d_head / 2)` of each
-/// head where `pairs` gives d_head.
+/// The dimensions of K, or V, that are kept or not kept together: pairs of those of each head that turn, and each of the
+/// others alone.
+fn groups(d_kv: usize, d_head: usize, d_rotary: usize) -> Vec<Vec<usize>> {
+    let of_head = |first: usize| {
+        let pairs = rotary_pairs(d_rotary).map(move |pair| pair.map(|j| first + j).to_vec());
+        pairs.chain((d_rotary..d_head).map(move |j| vec![first + j]))
+    };
+    (0..d_kv).step_by(d_head).flat_map(of_head).collect()
+}
+
+/// The `count` dimensions, in whole groups, whose error costs most when `rank` dimensions are kept.
 fn costliest(
     moment: &Mat64,
     metric: &Metric,
     rank: usize,
     count: usize,
-    pairs: Option<usize>,
+    mut groups: Vec<Vec<usize>>,
 ) -> Result<Vec<usize>, Error> {
     let d = moment.rows;
     let found = Factorisation::new(moment, metric)?;
@@ -123,18 +130,19 @@ fn costliest(
         None => error,
     };
     let cost = weighted.diagonal();
-    let mut groups: Vec<Vec<usize>> = match pairs {
-        Some(d_head) => {
-            let half = d_head / 2;
-            let pair = |head: usize, j: usize| vec![head * d_head + j, head * d_head + j + half];
-            (0..d / d_head).flat_map(|head| (0..half).map(move |j| pair(head, j))).collect()
-        }
-        None => (0..d).map(|place| vec![place]).collect(),
-    };
-    let of = |group: &[usize]| group.iter().map(|&place| cost[place]).sum::<f64>();
+    let of =
+        |group: &[usize]| group.iter().map(|&place| cost[place]).sum::<f64>() / group.len().max(1) as f64;
     groups.sort_by(|a, b| of(b).total_cmp(&of(a)));
-    let mut kept: Vec<usize> = groups.concat();
-    kept.truncate(count);
+    let mut kept: Vec<usize> = Vec::with_capacity(count);
+    for group in &groups {
+        // A pair that does not fit into what is left gives way to the next dimension that stands alone.
+        if kept.len() + group.len() <= count {
+            kept.extend(group);
+        }
+    }
+    // An odd rest, where all that stand alone are kept already, takes half of a pair.
+    let rest: Vec<usize> = groups.concat().into_iter().filter(|place| !kept.contains(place)).collect();
+    kept.extend(rest.into_iter().take(count - kept.len()));
     kept.sort_unstable();
     Ok(kept)
 }
@@ -147,12 +155,17 @@ mod tests {
     fn kept_dimensions_come_in_whole_pairs() {
         let half = Mat64::random(8, 20, 3);
         let moment = half.dot(&half.transpose());
-        let kept = costliest(&moment, &Metric::Identity, 3, 4, Some(4)).expect("finite");
+        let kept = costliest(&moment, &Metric::Identity, 3, 4, groups(8, 4, 4)).expect("finite");
         assert_eq!(kept.len(), 4);
         for &place in &kept {
             let partner = if place % 4 < 2 { place + 2 } else { place - 2 };
             assert!(kept.contains(&partner), "{kept:?}");
         }
+    }
+
+    #[test]
+    fn of_a_head_that_turns_in_part_only_what_turns_is_paired() {
+        assert_eq!(groups(8, 4, 2), [vec![0, 1], vec![2], vec![3], vec![4, 5], vec![6], vec![7]]);
     }
 
     #[test]
@@ -162,6 +175,6 @@ mod tests {
         for (place, value) in [(0, 9.0), (1, 9.0), (4, 9.0), (5, 9.0), (10, 2.0), (15, 3.0)] {
             moment.data[place] = value;
         }
-        assert_eq!(costliest(&moment, &Metric::Identity, 2, 1, None).expect("finite"), [2]);
+        assert_eq!(costliest(&moment, &Metric::Identity, 2, 1, groups(4, 4, 0)).expect("finite"), [2]);
     }
 }

@@ -4,7 +4,7 @@
 //! case whose latent dimensions each serve K or V only, so at equal bytes and under the same metric this is never worse.
 //! The stacked `[W_uk; W_uv]` has orthonormal columns; the halves have not, and need not.
 
-use mla_core::decoder::{LatentConfig, LatentWidth};
+use mla_core::decoder::{LatentConfig, LatentWidth, Serves};
 use mla_core::{LayerSlot, WeightSource};
 
 use super::{Fitted, Job};
@@ -38,7 +38,7 @@ pub(super) fn fit<S: WeightSource>(job: &Job<'_, S>, observer: &mut dyn Observer
     for (layer, kept) in kept.iter().enumerate() {
         let found = kept.load()?;
         let Pair { w_up, w_down } = found.factors(&stacked(job.source, layer, job.device)?, ranks[layer]);
-        factors.insert(layer, LayerSlot::DownJoint, &w_down)?;
+        factors.insert_down(layer, Serves::Both, &w_down)?;
         factors.insert(layer, LayerSlot::UpJoint, &w_up)?;
         let total = found.spectrum.iter().sum();
         let joint = Some(SpectrumReport::new(found.spectrum, ranks[layer], total));

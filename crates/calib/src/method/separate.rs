@@ -2,7 +2,7 @@
 
 use mla_core::LayerSlot;
 use mla_core::WeightSource;
-use mla_core::decoder::LatentConfig;
+use mla_core::decoder::{LatentConfig, Serves};
 
 use super::{Fitted, Job, split};
 use crate::error::Error;
@@ -66,13 +66,13 @@ pub(super) fn write<S: WeightSource>(
 ) -> Result<LayerReport, Error> {
     let d_kv = job.d_kv();
     let w = stacked(job.source, layer, job.device)?;
-    let slots = [(LayerSlot::DownKey, LayerSlot::UpKey), (LayerSlot::DownValue, LayerSlot::UpValue)];
+    let slots = [(Serves::Keys, LayerSlot::UpKey), (Serves::Values, LayerSlot::UpValue)];
     let mut reports = Vec::with_capacity(2);
-    for (part, (down, up)) in slots.into_iter().enumerate() {
+    for (part, (serves, up)) in slots.into_iter().enumerate() {
         let found = kept[part].load()?;
         let rank = ranks[part];
         let Pair { w_up, w_down } = found.factors(&w.row_block(part * d_kv..(part + 1) * d_kv), rank);
-        factors.insert(layer, down, &w_down)?;
+        factors.insert_down(layer, serves, &w_down)?;
         factors.insert(layer, up, &w_up)?;
         let total = found.spectrum.iter().sum();
         reports.push(SpectrumReport::new(found.spectrum, rank, total));

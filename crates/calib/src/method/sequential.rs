@@ -8,10 +8,10 @@
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
-use mla_core::decoder::{AttentionKind, LatentWidth, frame};
+use mla_core::attention::{Keys, latent_input};
+use mla_core::decoder::{AttentionKind, Serves, frame};
 use mla_core::{
-    Attention, Block, CacheDtype, DecoderConfig, LayerSlot, Matrix, Memory, Padding, Patch, Slot,
-    WeightSource,
+    Attention, Block, CacheDtype, DecoderConfig, LayerSlot, Memory, Padding, Patch, WeightSource,
 };
 
 use super::cascade::Writer;
@@ -61,11 +61,14 @@ pub fn refit<S: WeightSource>(
         let block = Block::load(source, layer, device)?;
         if config.latent(layer).is_some() {
             let w = stacked(source, layer, device)?.to_matrix().to_tensor(device).transpose();
-            let down = refit.down(layer)?;
+            let down = factors.down(layer)?;
+            let keys = normed_keys(&block);
             let mut sums = refit.sums(layer);
             for batch in 0..ours.len() {
-                let input =
-                    |stream: &Stream| Ok::<_, Error>(block.attention_input(stream.batch(batch, device)?));
+                let input = |stream: &Stream| {
+                    let h = block.attention_input(stream.batch(batch, device)?);
+                    Ok::<_, Error>(latent_input(keys, h))
+                };
                 let y = input(&theirs)?.matmul(w.clone().unsqueeze::<3>());
                 let c = input(&ours)?.matmul(down.to_matrix().to_tensor(device).transpose().unsqueeze::<3>());
                 refit.add(layer, batch, weigh_first(y, sink), weigh_first(c, sink), &mut sums)?;
@@ -107,29 +110,9 @@ struct Sums {
 }
 
 impl Refit<'_> {
-    fn get(&self, layer: usize, slot: LayerSlot) -> Result<Mat64, Error> {
-        let found = self.old.get(Slot::Layer(layer, slot))?;
-        Ok(Mat64::from_matrix(&found.expect("a latent layer has its factors") as &Matrix))
-    }
-
-    /// `W_down` of a layer, keys above values.
-    fn down(&self, layer: usize) -> Result<Mat64, Error> {
-        match self.ranks(layer).len() {
-            1 => self.get(layer, LayerSlot::DownJoint),
-            _ => {
-                let [k, v] = [self.get(layer, LayerSlot::DownKey)?, self.get(layer, LayerSlot::DownValue)?];
-                Ok(Mat64::stack(&[&k, &v]))
-            }
-        }
-    }
-
     /// The ranks of a layer's parts.
     fn ranks(&self, layer: usize) -> Vec<usize> {
-        match self.old.config().latent(layer).map(|latent| latent.width) {
-            Some(LatentWidth::Joint { d_latent }) => vec![d_latent],
-            Some(LatentWidth::Split { d_latent_k, d_latent_v }) => vec![d_latent_k, d_latent_v],
-            None => Vec::new(),
-        }
+        self.old.config().latent(layer).map_or_else(Vec::new, |latent| latent.width.widths())
     }
 
     fn sums(&self, layer: usize) -> Sums {
@@ -178,15 +161,19 @@ impl Refit<'_> {
             (false, &[r_k, r_v]) => {
                 let d_kv = config.d_kv();
                 let parts = [
-                    (0..r_k, 0..d_kv, LayerSlot::UpKey, LayerSlot::DownKey),
-                    (r_k..r_k + r_v, d_kv..2 * d_kv, LayerSlot::UpValue, LayerSlot::DownValue),
+                    (0..r_k, 0..d_kv, LayerSlot::UpKey, Serves::Keys),
+                    (r_k..r_k + r_v, d_kv..2 * d_kv, LayerSlot::UpValue, Serves::Values),
                 ];
-                for (columns, rows, up, down_slot) in parts {
+                for (columns, rows, up, serves) in parts {
                     let moment = sums.moment.block(columns.clone(), columns.clone());
                     let decoder = regress(moment, &sums.target.block(rows, columns.clone()))?;
                     let (w_up, triangle) = qr(&decoder);
                     self.writer.factors.insert(layer, up, &w_up)?;
-                    self.writer.factors.insert(layer, down_slot, &triangle.dot(&down.row_block(columns)))?;
+                    self.writer.factors.insert_down(
+                        layer,
+                        serves,
+                        &triangle.dot(&down.row_block(columns)),
+                    )?;
                 }
             }
             _ => {
@@ -215,6 +202,14 @@ fn unbalanced(config: &DecoderConfig) -> DecoderConfig {
         }
     }
     config
+}
+
+/// The keys of a donor's block, where they are normed before they are compressed.
+fn normed_keys(block: &Block) -> Option<&Keys> {
+    match &block.attention {
+        Attention::Grouped(attention) => Some(&attention.keys),
+        Attention::Latent(attention) => attention.keys.as_ref(),
+    }
 }
 
 fn regress(mut moment: Mat64, target: &Mat64) -> Result<Mat64, Error> {

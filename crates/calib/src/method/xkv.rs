@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use mla_core::decoder::LatentConfig;
+use mla_core::decoder::{LatentConfig, Serves};
 use mla_core::{LayerSlot, WeightSource};
 
 use super::{Fitted, Job, separate, split};
@@ -117,14 +117,14 @@ fn write<S: WeightSource>(
     let w = stacked(job.source, layer, job.device)?;
     let moment = job.statistics.moment(layer, layer)?;
     let metrics = job.statistics.metrics(job.source, job.plan.objective, layer, job.device)?;
-    let slots = [(LayerSlot::DownKey, LayerSlot::UpKey), (LayerSlot::DownValue, LayerSlot::UpValue)];
+    let slots = [(Serves::Keys, LayerSlot::UpKey), (Serves::Values, LayerSlot::UpValue)];
     let mut reports = Vec::with_capacity(2);
-    for (part, (down, up)) in slots.into_iter().enumerate() {
+    for (part, (serves, up)) in slots.into_iter().enumerate() {
         let found = kept[part].load()?;
         let w_up = found.orthonormal_basis(ranks[part]);
         let places = part * d_kv..(part + 1) * d_kv;
         let metric = &metrics[part];
-        factors.insert(layer, down, &down_for(&w_up, &w.row_block(places.clone()), metric)?)?;
+        factors.insert_down(layer, serves, &down_for(&w_up, &w.row_block(places.clone()), metric)?)?;
         if layer == leader {
             factors.insert(layer, up, &w_up)?;
         }

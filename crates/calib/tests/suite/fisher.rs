@@ -102,8 +102,9 @@ proptest! {
                 expected.scale(1.0 / (windows * length) as f64);
                 let size = expected.data.iter().fold(0.0, |m: f64, x| m.max(x.abs()));
                 let gap = gap(&found.data, &expected.data);
-                // Where a query sees one key, its gradient is nothing but rounding.
-                prop_assert!(gap <= 1e-4 * size + 1e-12, "layer {layer}: {gap:e} of {size:e}");
+                // Both sides go through up to four layers in f32, in different orders; where a query sees one key, its
+                // gradient is nothing but rounding.
+                prop_assert!(gap <= 5e-4 * size + 1e-12, "layer {layer}: {gap:e} of {size:e}");
             }
         }
     }

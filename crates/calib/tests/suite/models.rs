@@ -1,9 +1,9 @@
 //! Small random decoders, and text for them.
 
-use mla_core::attention::{RopeConfig, RopeScaling};
 use mla_core::decoder::{
-    Activation, AttentionKind, Biases, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind,
+    Activation, Biases, BlockKind, HeadKind, LayerConfig, MlpConfig, MlpKind, NormKind, PositionKind, Scales,
 };
+use mla_core::positions::RopeConfig;
 use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Matrix, Part, Slot, WeightMap};
 use proptest::prelude::*;
 use rand::rngs::ChaCha8Rng;
@@ -55,26 +55,29 @@ pub fn of(style: Style, n_layers: usize, seed: u64) -> Sizes {
 impl Sizes {
     pub fn config(&self) -> DecoderConfig {
         let rotary = self.style == Style::Rotary;
-        let rope = RopeConfig { theta: 100.0, scaling: RopeScaling::None };
+        let d_head = 2 * self.half_head;
+        let rope = RopeConfig::plain(100.0, d_head);
+        let kind = match rotary {
+            true => MlpKind::Gated(Activation::Silu),
+            false => MlpKind::Plain(Activation::GeluTanh),
+        };
+        let mlp = MlpConfig { kind, d_ff: self.d_model + 3 };
         let layer = |layer: usize| LayerConfig {
             window: (rotary && layer % 2 == 1).then_some(3),
-            attention: AttentionKind::Grouped,
+            ..LayerConfig::plain(d_head, rotary.then_some(0), mlp)
         };
         DecoderConfig {
             d_model: self.d_model,
             n_heads: self.n_kv_heads * self.group,
             n_kv_heads: self.n_kv_heads,
-            d_head: 2 * self.half_head,
-            d_ff: self.d_model + 3,
+            d_head,
             vocab_size: VOCAB,
             max_positions: 64,
             norm: if rotary { NormKind::Rms } else { NormKind::Layer },
             norm_eps: 1e-5,
-            position: if rotary { PositionKind::Rope(rope) } else { PositionKind::Learned },
-            mlp: match rotary {
-                true => MlpKind::Gated(Activation::Silu),
-                false => MlpKind::Plain(Activation::GeluTanh),
-            },
+            block: BlockKind::PreNorm,
+            position: if rotary { PositionKind::Rope(vec![rope]) } else { PositionKind::Learned },
+            scales: Scales::default(),
             biases: Biases { qkv: true, output: !rotary, mlp: !rotary },
             head: if rotary { HeadKind::Own } else { HeadKind::Tied },
             cache_dtype: CacheDtype::F32,
@@ -87,7 +90,7 @@ impl Sizes {
         let config = self.config();
         let mut fill =
             Fill { rng: ChaCha8Rng::seed_from_u64(self.seed), map: WeightMap::new(config.clone()) };
-        let (d_model, d_kv, d_ff) = (config.d_model, config.d_kv(), config.d_ff);
+        let (d_model, d_kv, d_ff) = (config.d_model, config.d_kv(), config.layers[0].mlp.d_ff);
         let d_heads = config.n_heads * config.d_head;
         let rotary = self.style == Style::Rotary;
         fill.noise(Slot::TokenEmbedding, [VOCAB, d_model], 1.0);

@@ -73,7 +73,7 @@ proptest! {
                 burn::tensor::TensorData::new(h.data.iter().map(|&x| x as f32).collect(), [h.rows, h.cols]),
                 &device(),
             );
-            let q = host(attention.q_proj.forward(h.unsqueeze::<3>()));
+            let q = host(attention.queries.project(h.unsqueeze::<3>()));
             let tokens = WINDOWS * LENGTH;
             let heads: Vec<Mat64> = (0..config.n_kv_heads)
                 .map(|head| {
@@ -92,7 +92,7 @@ proptest! {
                 .collect();
             let w_o = bench.model.matrix(Slot::Layer(layer, LayerSlot::Output(Part::Weight)), &device());
             let w_o = Mat64::from_matrix(&Matrix::from_tensor(&w_o.expect("a weight")));
-            let expected = [key_scores(config, &heads), value_outputs(config, &w_o)];
+            let expected = [key_scores(config, layer, &heads), value_outputs(config, &w_o)];
             let found = bench.statistics.metrics(&bench.model, Objective::Attention, layer, &device());
             for (found, expected) in found.expect("metrics").iter().zip(expected) {
                 let found = found.matrix().expect("no identity");

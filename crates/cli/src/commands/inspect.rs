@@ -4,7 +4,8 @@ use std::path::Path;
 
 use calib::{Cascade, Method, Width, Xkv, uniform_latents};
 use handlers::{ConfigJson, MlaSection, TensorSpec, read_config};
-use mla_core::decoder::{LatentWidth, PositionKind};
+use mla_core::decoder::LatentWidth;
+use mla_core::positions::{RopeConfig, RopeScaling};
 use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Slot};
 use serde_json::{Value, json};
 use train::eval::{TokenBytes, cache_sizes};
@@ -103,10 +104,6 @@ fn describe(family: &str, config: &DecoderConfig, parameters: u64) -> Value {
 }
 
 fn sentences(family: &str, config: &DecoderConfig, parameters: u64) -> String {
-    let position = match &config.position {
-        PositionKind::Learned => "learned positions".to_owned(),
-        PositionKind::Rope(rope) => format!("RoPE, theta {}", rope.theta),
-    };
     let windowed = config.layers.iter().filter(|l| l.window.is_some()).count();
     let window = match (windowed, config.layers.iter().find_map(|l| l.window)) {
         (n, Some(window)) => format!(", sliding window {window} on {n} layers"),
@@ -115,7 +112,7 @@ fn sentences(family: &str, config: &DecoderConfig, parameters: u64) -> String {
     format!(
         "{family}: {sharing}, {layers} layers, d_model {d_model}, {parameters} parameters\n\
          {heads} query heads, {kv} kv heads of {d_head}: d_kv {d_kv}\n\
-         {position}, context {context}{window}\n\
+         {positions}, context {context}{window}\n\
          cache a token, {dtype}: {cache}\n",
         parameters = count(parameters),
         sharing = config.sharing(),
@@ -125,10 +122,42 @@ fn sentences(family: &str, config: &DecoderConfig, parameters: u64) -> String {
         kv = config.n_kv_heads,
         d_head = config.d_head,
         d_kv = config.d_kv(),
+        positions = positions(config),
         context = config.max_positions,
         dtype = if config.cache_dtype == CacheDtype::F32 { "16 bit" } else { config.cache_dtype.name() },
         cache = bytes(token_bytes(config).0.model as u64),
     )
+}
+
+/// How layers know where a token stands: `RoPE, theta 10000`, or each kind with its layers.
+fn positions(config: &DecoderConfig) -> String {
+    let layers = |rope| config.layers.iter().filter(|layer| layer.rope == rope).count();
+    let one = |(place, rope): (usize, &RopeConfig)| {
+        let kind = match &rope.scaling {
+            RopeScaling::None => "",
+            RopeScaling::Linear { .. } => ", linear",
+            RopeScaling::Dynamic { .. } => ", dynamic",
+            RopeScaling::Llama3 { .. } => ", llama3",
+            RopeScaling::Yarn { .. } => ", yarn",
+            RopeScaling::Long { .. } => ", longrope",
+        };
+        let part = match rope.d_rotary == config.d_head {
+            true => String::new(),
+            false => format!(", {} of {} dimensions", rope.d_rotary, config.d_head),
+        };
+        (format!("theta {}{kind}{part}", rope.theta), layers(Some(place)))
+    };
+    let mut kinds: Vec<_> = config.ropes().iter().enumerate().map(one).filter(|(_, n)| *n > 0).collect();
+    match (kinds.len(), layers(None)) {
+        (0, _) => "learned positions".to_owned(),
+        (1, 0) => format!("RoPE, {}", kinds.remove(0).0),
+        (_, without) => {
+            let mut parts: Vec<_> =
+                kinds.into_iter().map(|(kind, n)| format!("{kind} in {n} layers")).collect();
+            parts.extend((without > 0).then(|| format!("none in {without} layers")));
+            format!("RoPE: {}", parts.join("; "))
+        }
+    }
 }
 
 /// A number in the largest unit that keeps a digit before the point: `999`, `134.52 M`, `7.62 B`.

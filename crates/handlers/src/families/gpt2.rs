@@ -1,9 +1,12 @@
 //! GPT-2: learned positions, LayerNorm, biases everywhere, and q, k, v fused in one `Conv1D` of shape `[in, out]`.
 
-use mla_core::decoder::{AttentionKind, Biases, HeadKind, LayerConfig, MlpKind, NormKind, PositionKind};
+use mla_core::decoder::{
+    Biases, BlockKind, HeadKind, LayerConfig, MlpConfig, MlpKind, NormKind, PositionKind, Scales,
+};
 use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Part, Slot};
 
-use super::llama::{MAX_WIDTH, PartSlot, activation};
+use super::skeleton::{MAX_LAYERS, MAX_WIDTH, activation};
+use super::table::PartSlot;
 use crate::config_json::ConfigJson;
 use crate::error::Error;
 use crate::registry::ModelHandler;
@@ -30,26 +33,30 @@ impl ModelHandler for Gpt2 {
                 return Err(json.bad(field, expected.to_string(), &(!expected).into()));
             }
         }
-        let plain = LayerConfig { window: None, attention: AttentionKind::Grouped };
+        let mlp = MlpConfig {
+            kind: MlpKind::Plain(activation(json, "activation_function", "gelu_new")?),
+            d_ff: json.size_or_none("n_inner")?.unwrap_or(4 * d_model),
+        };
+        let plain = LayerConfig::plain(d_model / n_heads, None, mlp);
         Ok(DecoderConfig {
             d_model,
             n_heads,
             n_kv_heads: n_heads,
             d_head: d_model / n_heads,
-            d_ff: json.size_or_none("n_inner")?.unwrap_or(4 * d_model),
             vocab_size: json.size("vocab_size")?,
             max_positions: json.size_or_none("n_positions")?.unwrap_or(1024),
             norm: NormKind::Layer,
             norm_eps: json.positive_or("layer_norm_epsilon", 1e-5)?,
+            block: BlockKind::PreNorm,
             position: PositionKind::Learned,
-            mlp: MlpKind::Plain(activation(json, "activation_function", "gelu_new")?),
+            scales: Scales::default(),
             biases: Biases { qkv: true, output: true, mlp: true },
             head: match json.flag_or("tie_word_embeddings", true)? {
                 true => HeadKind::Tied,
                 false => HeadKind::Own,
             },
             cache_dtype: CacheDtype::F32,
-            layers: vec![plain; json.count("n_layer", 10_000)?],
+            layers: vec![plain; json.count("n_layer", MAX_LAYERS)?],
         })
     }
 
@@ -81,7 +88,7 @@ impl ModelHandler for Gpt2 {
 }
 
 fn layer_tensors(config: &DecoderConfig, layer: usize) -> Vec<TensorSpec> {
-    let (d, d_ff) = (config.d_model, config.d_ff);
+    let (d, d_ff) = (config.d_model, config.layers[layer].mlp.d_ff);
     let mut specs = Vec::new();
     let norms: [(&str, PartSlot); 2] = [("ln_1", LayerSlot::InputNorm), ("ln_2", LayerSlot::MlpNorm)];
     for (name, slot) in norms {

@@ -2,9 +2,9 @@
 
 use mla_core::DecoderConfig;
 use mla_core::decoder::Biases;
-use serde_json::Value;
 
-use super::llama;
+use super::skeleton::{Defaults, LLAMA, LayerType, layer_types, set_windows, skeleton};
+use super::table;
 use crate::config_json::ConfigJson;
 use crate::error::Error;
 use crate::registry::ModelHandler;
@@ -13,38 +13,38 @@ use crate::spec::TensorSpec;
 /// Qwen2 (Yang et al. 2024).
 pub struct Qwen2;
 
+/// Qwen2's defaults; of Qwen3 too but for the heads.
+pub(super) const QWEN2: Defaults = Defaults { n_kv_heads: Some(32), max_positions: 32_768, ..LLAMA };
+
 impl ModelHandler for Qwen2 {
     fn model_types(&self) -> &[&str] {
         &["qwen2"]
     }
 
     fn config(&self, json: &ConfigJson) -> Result<DecoderConfig, Error> {
-        let mut config = llama::skeleton(json)?;
+        let mut config = skeleton(json, &QWEN2)?;
         config.biases = Biases { qkv: true, output: false, mlp: false };
-        if !json.flag_or("use_sliding_window", false)? {
-            return Ok(config);
-        }
-        let window = json.size_or_none("sliding_window")?;
-        match json.get("layer_types") {
-            Some(Value::Array(types)) => {
-                for (layer, kind) in config.layers.iter_mut().zip(types) {
-                    layer.window = window.filter(|_| kind == "sliding_attention");
-                }
-            }
-            Some(other) => return Err(json.bad("layer_types", "a list with an entry a layer", other)),
-            None => {
-                let first = json.get("max_window_layers").and_then(Value::as_u64).unwrap_or(28);
-                llama::set_window(&mut config, window, first as usize);
-            }
-        }
+        set_upper_windows(json, &mut config)?;
         Ok(config)
     }
 
     fn tensors(&self, config: &DecoderConfig) -> Vec<TensorSpec> {
-        llama::tensors(config)
+        table::tensors(config)
     }
 
     fn is_buffer(&self, key: &str) -> bool {
-        llama::is_buffer(key)
+        table::is_buffer(key)
     }
+}
+
+/// `use_sliding_window`: the layers that `layer_types` says, or those from `max_window_layers` on.
+pub(super) fn set_upper_windows(json: &ConfigJson, config: &mut DecoderConfig) -> Result<(), Error> {
+    if !json.flag_or("use_sliding_window", false)? {
+        return Ok(());
+    }
+    let first = json.get("max_window_layers").and_then(serde_json::Value::as_u64).unwrap_or(28) as usize;
+    let upper = |layer| if layer >= first { LayerType::Sliding } else { LayerType::Full };
+    let types = layer_types(json, config.n_layers(), upper)?;
+    set_windows(config, &types, json.size_or("sliding_window", Some(4096))?);
+    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The tensors of a converted folder: latent ones in place of `W_k` and `W_v`.
 
-use mla_core::decoder::LatentWidth;
+use mla_core::decoder::{LatentConfig, LatentPart, Serves};
 use mla_core::{DecoderConfig, LayerSlot, Part, Slot};
 
 use super::MlaSection;
@@ -13,7 +13,7 @@ impl MlaSection {
     /// `w_up` where it has one latent for both; cross terms are `w_cross_k`, `w_cross_v`; the bases for quantising are
     /// `w_balance_k`, `w_balance_v` or `w_balance`; all are `[d_out, d_in]`. A layer
     /// that uses another's `W_up` stores none. Where the originals were part of a fused tensor, `W_q` moves to
-    /// `….mla.w_q`; fused biases stay.
+    /// `….mla.w_q`; fused biases stay. Where keys are normed, `W_k` and its norm stay.
     pub fn tensors(&self, donor: &[TensorSpec], config: &DecoderConfig) -> Vec<TensorSpec> {
         let config = self.apply(config.donor());
         let mut specs = Vec::with_capacity(donor.len());
@@ -22,16 +22,21 @@ impl MlaSection {
                 specs.push(spec.clone());
                 continue;
             };
-            let replaced = self.layers[layer].is_some().then(|| match slot {
-                LayerSlot::Key(Part::Weight) => self.in_place_of_key(&config, layer),
-                LayerSlot::Value(Part::Weight) => self.in_place_of_value(&config, layer),
-                LayerSlot::Query(Part::Weight) if spec.outputs.is_some() => {
+            let latent = config.latent(layer);
+            let fused = spec.outputs.is_some();
+            let replaced = latent.map(|latent| match slot {
+                LayerSlot::Key(Part::Weight) => self.in_place_of_key(&config, layer, latent, fused),
+                LayerSlot::Value(Part::Weight) => self.in_place_of_value(&config, layer, latent),
+                LayerSlot::Query(Part::Weight) if fused => {
                     vec![("w_q", slot, [config.n_heads * config.d_head, config.d_model])]
                 }
                 _ => Vec::new(),
             });
             let replaced = replaced.unwrap_or_default();
-            if replaced.is_empty() {
+            // Behind a norm a key is made as the donor makes it, and then compressed.
+            let kept =
+                slot == LayerSlot::Key(Part::Weight) && config.layers[layer].qk_norm.is_some() && !fused;
+            if replaced.is_empty() || kept {
                 specs.push(spec.clone());
             }
             let module = module_of(&spec.key);
@@ -42,53 +47,51 @@ impl MlaSection {
         specs
     }
 
-    fn in_place_of_key(&self, config: &DecoderConfig, layer: usize) -> Vec<Named> {
-        let (d_model, d_kv) = (config.d_model, config.d_kv());
-        let mut named = Vec::new();
-        let Some(latent) = config.latent(layer) else { return named };
-        let own_up = latent.up_of == layer;
-        match latent.width {
-            LatentWidth::Split { d_latent_k, .. } => {
-                named.push(("w_down_k", LayerSlot::DownKey, [d_latent_k, d_model]));
-                named.extend(own_up.then_some(("w_up_k", LayerSlot::UpKey, [d_kv, d_latent_k])));
-                let balance = ("w_balance_k", LayerSlot::BalanceKey, [d_latent_k; 2]);
-                named.extend(latent.balanced.then_some(balance));
-            }
-            LatentWidth::Joint { d_latent } => {
-                named.push(("w_down", LayerSlot::DownJoint, [d_latent, d_model]));
-                named.extend(own_up.then_some(("w_up", LayerSlot::UpJoint, [2 * d_kv, d_latent])));
-                let balance = ("w_balance", LayerSlot::BalanceJoint, [d_latent; 2]);
-                named.extend(latent.balanced.then_some(balance));
-            }
-        }
+    fn in_place_of_key(
+        &self,
+        config: &DecoderConfig,
+        layer: usize,
+        latent: LatentConfig,
+        fused: bool,
+    ) -> Vec<Named> {
+        let first = latent.width.parts().into_iter().find(|part| part.serves != Serves::Values);
+        let mut named: Vec<_> =
+            first.into_iter().flat_map(|part| factors(config, layer, latent, part)).collect();
         if let Some([columns, _]) = config.cross_columns(layer) {
-            named.push(("w_cross_k", LayerSlot::CrossKey, [d_kv, columns]));
+            named.push(("w_cross_k", LayerSlot::CrossKey, [config.d_kv(), columns]));
         }
-        if self.store_original_weights {
-            named.push(("w_k", LayerSlot::Key(Part::Weight), [d_kv, d_model]));
+        let normed = config.layers[layer].qk_norm.is_some();
+        if if normed { fused } else { self.store_original_weights } {
+            named.push(("w_k", LayerSlot::Key(Part::Weight), [config.d_kv(), config.d_model]));
         }
         named
     }
 
-    fn in_place_of_value(&self, config: &DecoderConfig, layer: usize) -> Vec<Named> {
-        let (d_model, d_kv) = (config.d_model, config.d_kv());
-        let mut named = Vec::new();
-        let Some(latent) = config.latent(layer) else { return named };
-        if let LatentWidth::Split { d_latent_v, .. } = latent.width {
-            named.push(("w_down_v", LayerSlot::DownValue, [d_latent_v, d_model]));
-            let own_up = latent.up_of == layer;
-            named.extend(own_up.then_some(("w_up_v", LayerSlot::UpValue, [d_kv, d_latent_v])));
-            let balance = ("w_balance_v", LayerSlot::BalanceValue, [d_latent_v; 2]);
-            named.extend(latent.balanced.then_some(balance));
-        }
+    fn in_place_of_value(&self, config: &DecoderConfig, layer: usize, latent: LatentConfig) -> Vec<Named> {
+        let second = latent.width.parts().into_iter().find(|part| part.serves == Serves::Values);
+        let mut named: Vec<_> =
+            second.into_iter().flat_map(|part| factors(config, layer, latent, part)).collect();
         if let Some([_, columns]) = config.cross_columns(layer) {
-            named.push(("w_cross_v", LayerSlot::CrossValue, [d_kv, columns]));
+            named.push(("w_cross_v", LayerSlot::CrossValue, [config.d_kv(), columns]));
         }
         if self.store_original_weights {
-            named.push(("w_v", LayerSlot::Value(Part::Weight), [d_kv, d_model]));
+            named.push(("w_v", LayerSlot::Value(Part::Weight), [config.d_kv(), config.d_model]));
         }
         named
     }
+}
+
+/// The factors of one part of a layer's latent, and the basis for quantising where it is stored.
+fn factors(config: &DecoderConfig, layer: usize, latent: LatentConfig, part: LatentPart) -> Vec<Named> {
+    let [down, up, balance] = match part.serves {
+        Serves::Keys => ["w_down_k", "w_up_k", "w_balance_k"],
+        Serves::Values => ["w_down_v", "w_up_v", "w_balance_v"],
+        Serves::Both => ["w_down", "w_up", "w_balance"],
+    };
+    let mut named = vec![(down, part.down(), [part.width, config.read_by(layer, part).len()])];
+    named.extend((latent.up_of == layer).then_some((up, part.up(), [part.d_up(config.d_kv()), part.width])));
+    named.extend(latent.balanced.then_some((balance, part.balance(), [part.width; 2])));
+    named
 }
 
 /// A tensor's name in the attention module, what it is, and `[d_out, d_in]`.

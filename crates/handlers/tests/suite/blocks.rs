@@ -9,7 +9,7 @@ use mla_core::{Block, Decoder, Matrix, Memory, Padding, Patch, WeightSource};
 use crate::conversion::{exact_joint, random_factors};
 use crate::graphs::{Deep, cascade};
 use crate::latent::OURSELVES;
-use crate::twin::{Golden, TWINS, assert_close, gap, host, load, logits, open};
+use crate::twin::{Golden, assert_close, gap, host, load, logits, open, twins};
 
 /// Layer 3 of a cascade for given residual streams of the layers below it, block by block as calibration runs them.
 fn third_layer<S: WeightSource>(source: &S, streams: [f32; 3]) -> Vec<f32> {
@@ -30,7 +30,7 @@ fn third_layer<S: WeightSource>(source: &S, streams: [f32; 3]) -> Vec<f32> {
 
 #[test]
 fn a_cascade_layer_reads_its_window_and_nothing_before_it() {
-    for name in TWINS {
+    for name in twins() {
         let model = open(name);
         let deep = Deep::new(&model);
         for (kept, moved) in [(None, [false, true, true]), (Some(1), [false, false, true])] {
@@ -93,7 +93,7 @@ fn a_pass_of_the_donor_keeps_nothing_for_its_cascade() {
 
 #[test]
 fn a_block_runs_in_two_halves_as_in_one() {
-    for name in TWINS {
+    for name in twins() {
         let model = open(name);
         let device = Device::default();
         let block = Block::load(&model, 1, &device).expect("a block");
@@ -113,7 +113,7 @@ fn a_block_runs_in_two_halves_as_in_one() {
 /// Calibration loads a donor's block once and tries several attentions in it.
 #[test]
 fn an_attention_and_the_final_norm_load_without_the_rest() {
-    for name in TWINS {
+    for name in twins() {
         let model = open(name);
         let device = Device::default();
         let factors = exact_joint(&model);

@@ -5,7 +5,8 @@ use handlers::{MlaSection, Model};
 use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth, LayerConfig};
 use mla_core::{DecoderConfig, LayerSlot, Matrix, Part, Slot, WeightMap, WeightSource};
 
-/// Latents as wide as K and V in the layers that `latent` picks: `W_down = W`, `W_up = I`, which is the donor exactly.
+/// Latents as wide as K and V in the layers that `latent` picks: `W_down = W`, or of normed keys I, and `W_up = I`, which is
+/// the donor exactly.
 pub fn exact_where(model: &Model, latent: impl Fn(usize) -> bool) -> WeightMap {
     let d_kv = model.config().d_kv();
     let width = LatentWidth::Split { d_latent_k: d_kv, d_latent_v: d_kv };
@@ -15,7 +16,10 @@ pub fn exact_where(model: &Model, latent: impl Fn(usize) -> bool) -> WeightMap {
             (LayerSlot::Key(Part::Weight), LayerSlot::DownKey, LayerSlot::UpKey),
             (LayerSlot::Value(Part::Weight), LayerSlot::DownValue, LayerSlot::UpValue),
         ] {
-            map.insert_layer(layer, down, weight(model, Slot::Layer(layer, slot)));
+            // A normed key is compressed as it is.
+            let normed = model.config().layers[layer].qk_norm.is_some() && down == LayerSlot::DownKey;
+            let exact = if normed { identity(d_kv) } else { weight(model, Slot::Layer(layer, slot)) };
+            map.insert_layer(layer, down, exact);
             map.insert_layer(layer, up, identity(d_kv));
         }
     }
@@ -35,11 +39,11 @@ pub fn exact_joint(model: &Model) -> WeightMap {
     for layer in 0..model.config().n_layers() {
         let [k, v] = [LayerSlot::Key(Part::Weight), LayerSlot::Value(Part::Weight)]
             .map(|slot| weight(model, Slot::Layer(layer, slot)));
-        map.insert_layer(
-            layer,
-            LayerSlot::DownJoint,
-            Matrix::new(2 * d_kv, k.cols, [k.data, v.data].concat()),
-        );
+        let down = match model.config().layers[layer].qk_norm {
+            None => Matrix::new(2 * d_kv, k.cols, [k.data, v.data].concat()),
+            Some(_) => beside_normed_keys(&v),
+        };
+        map.insert_layer(layer, LayerSlot::DownJoint, down);
         map.insert_layer(layer, LayerSlot::UpJoint, identity(2 * d_kv));
     }
     map
@@ -76,9 +80,11 @@ pub fn needed(config: &DecoderConfig) -> Vec<(Slot, [usize; 2])> {
         let AttentionKind::Latent(latent) = config.layers[layer].attention else { continue };
         let mut add = |slot, shape| needed.push((Slot::Layer(layer, slot), shape));
         let leads = latent.up_of == layer;
+        let normed = config.layers[layer].qk_norm.is_some();
+        let (read_k, read_both) = if normed { (d_kv, d_kv + d_model) } else { (d_model, d_model) };
         let own = match latent.width {
             LatentWidth::Split { d_latent_k, d_latent_v } => {
-                add(LayerSlot::DownKey, [d_latent_k, d_model]);
+                add(LayerSlot::DownKey, [d_latent_k, read_k]);
                 if leads {
                     add(LayerSlot::UpKey, [d_kv, d_latent_k]);
                 }
@@ -89,7 +95,7 @@ pub fn needed(config: &DecoderConfig) -> Vec<(Slot, [usize; 2])> {
                 [d_latent_v, d_latent_k]
             }
             LatentWidth::Joint { d_latent } => {
-                add(LayerSlot::DownJoint, [d_latent, d_model]);
+                add(LayerSlot::DownJoint, [d_latent, read_both]);
                 if leads {
                     add(LayerSlot::UpJoint, [2 * d_kv, d_latent]);
                 }
@@ -129,6 +135,19 @@ pub fn section(factors: &WeightMap) -> MlaSection {
 
 fn weight(model: &Model, slot: Slot) -> Matrix {
     Matrix::from_tensor(&model.matrix(slot, &Device::default()).expect("a projection"))
+}
+
+/// `[I, 0; 0, W_v]`, which makes `[k̂; v]` of `[k̂; h]`.
+fn beside_normed_keys(w_v: &Matrix) -> Matrix {
+    let (d_kv, d_model) = (w_v.rows, w_v.cols);
+    let entry = |row: usize, column: usize| match (row < d_kv, column < d_kv) {
+        (true, true) => f32::from(u8::from(row == column)),
+        (false, false) => w_v.data[(row - d_kv) * d_model + column - d_kv],
+        _ => 0.0,
+    };
+    let columns = d_kv + d_model;
+    let data = (0..2 * d_kv).flat_map(|row| (0..columns).map(move |column| entry(row, column))).collect();
+    Matrix::new(2 * d_kv, columns, data)
 }
 
 fn identity(n: usize) -> Matrix {

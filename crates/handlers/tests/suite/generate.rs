@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::conversion::random;
-use crate::twin::{Golden, TWINS, assert_close, host, load, open};
+use crate::twin::{Golden, assert_close, host, load, open, twins};
 
 fn greedy(max_new_tokens: usize) -> GenerateOptions {
     GenerateOptions { max_new_tokens, ..GenerateOptions::default() }
@@ -26,7 +26,7 @@ fn prompts(name: &str) -> Vec<Vec<u32>> {
 
 /// The donor and a converted model of every twin.
 fn every_decoder(check: impl Fn(&str, &Decoder, &[Vec<u32>])) {
-    for name in TWINS {
+    for name in twins() {
         let model = open(name);
         let factors = random(&model, model.config().d_kv() / 2, 5, 9);
         let prompts = prompts(name);

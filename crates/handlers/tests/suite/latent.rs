@@ -12,15 +12,15 @@ use mla_core::{
 
 use crate::conversion::{exact, exact_where, random};
 use crate::twin::{
-    BIASED, Golden, TWINS, argmax, assert_close, cached_logits, gap, host, left_padded, load, logits, open,
-    token_by_token,
+    Golden, argmax, assert_close, biased, cached_logits, gap, host, left_padded, load, logits, open,
+    token_by_token, twins,
 };
 
 pub const OURSELVES: f32 = 1e-4;
 
 /// Runs a check on every twin with latents that are not the donor's, narrower for keys than for values.
 fn every_random_twin(check: impl Fn(&str, &Model, &Decoder, &Golden)) {
-    for (seed, name) in TWINS.into_iter().enumerate() {
+    for (seed, name) in twins().into_iter().enumerate() {
         let model = open(name);
         let d_kv = model.config().d_kv();
         let factors = random(&model, d_kv / 4, d_kv / 2 - 1, seed as u64);
@@ -42,7 +42,7 @@ pub fn formula(config: &mla_core::DecoderConfig, batch: usize, capacity: usize) 
 
 #[test]
 fn latents_of_full_width_are_the_donor() {
-    for name in TWINS {
+    for name in twins() {
         let (model, golden) = (open(name), Golden::of(name));
         let ids = &golden.ids("prefill.ids")[0];
         let factors = exact(&model);
@@ -55,7 +55,7 @@ fn latents_of_full_width_are_the_donor() {
 /// The peer dropped the biases of K and V.
 #[test]
 fn a_latent_layer_adds_the_biases_of_k_and_v() {
-    for name in BIASED {
+    for name in biased() {
         let (model, golden) = (open(name), Golden::of(name));
         let ids = &golden.ids("prefill.ids")[0];
         let donor = logits(&load(&model), ids);
@@ -98,7 +98,7 @@ fn roomy(model: &Model, factors: &WeightMap, max_positions: usize) -> WeightMap 
 
 #[test]
 fn sixty_four_tokens_from_the_latent_cache_equal_the_pass_without_a_cache() {
-    for name in TWINS {
+    for name in twins() {
         let (model, golden) = (open(name), Golden::of(name));
         let prompt = golden.ids("prefill.ids")[0][..4].to_vec();
         let half = model.config().d_kv() / 2;
@@ -173,7 +173,7 @@ fn padded_latents_equal_each_row_alone() {
 
 #[test]
 fn latents_of_half_the_width_take_half_the_bytes() {
-    for name in TWINS {
+    for name in twins() {
         let model = open(name);
         let half = model.config().d_kv() / 2;
         let factors = random(&model, half, half, 1);
@@ -216,7 +216,7 @@ fn a_layer_that_keeps_its_attention_counts_in_the_ratio_and_in_the_bytes() {
 
 #[test]
 fn exact_latents_beside_kept_layers_are_the_donor() {
-    for name in TWINS {
+    for name in twins() {
         let (model, golden) = (open(name), Golden::of(name));
         let ids = &golden.ids("prefill.ids")[0];
         let factors = exact_where(&model, |layer| layer % 2 == 1);
@@ -247,7 +247,10 @@ fn a_donor_beside_its_conversion_shares_what_is_alike() {
             let (Attention::Grouped(a), Attention::Latent(b)) = (&theirs.attention, &ours.attention) else {
                 panic!("{name}: a donor and its conversion")
             };
-            assert_eq!((a.q_proj.weight.id, a.o_proj.weight.id), (b.q_proj.weight.id, b.o_proj.weight.id));
+            assert_eq!(
+                (a.queries.proj.weight.id, a.o_proj.weight.id),
+                (b.queries.proj.weight.id, b.o_proj.weight.id)
+            );
         }
     });
     // Another model of the same shape has nothing in common with it.
@@ -259,8 +262,8 @@ fn a_donor_beside_its_conversion_shares_what_is_alike() {
     moved.insert(slot, Matrix::new(w_q.rows, w_q.cols, w_q.data.iter().map(|x| x + 1e-6).collect()));
     let beside = Decoder::load_beside(&moved.over(&model), &Device::default(), &other).expect("a model");
     let id = |decoder: &Decoder, layer: usize| match &decoder.blocks[layer].attention {
-        Attention::Grouped(attention) => attention.q_proj.weight.id,
-        Attention::Latent(attention) => attention.q_proj.weight.id,
+        Attention::Grouped(attention) => attention.queries.proj.weight.id,
+        Attention::Latent(attention) => attention.queries.proj.weight.id,
     };
     assert_eq!(id(&beside, 0), id(&other, 0));
     assert_ne!(id(&beside, 1), id(&other, 1), "one number differs in its last digits");

@@ -2,10 +2,11 @@
 //!
 //! Read it in this order: [`goldens`] holds the decoder against transformers, [`sensitivity`] shows that those numbers
 //! would catch a mistake, [`latent`], [`methods`], [`blocks`] and [`generate`] hold what shrink adds to what it replaces,
-//! [`probes`] takes gradients, [`writer`] reads back what was written, and [`hostile`] damages folders. [`twin`],
+//! [`probes`] takes gradients, [`configs`] reads configurations that say less, [`writer`] reads back what was written, and [`hostile`] damages folders. [`twin`],
 //! [`conversion`], [`graphs`] and [`scratch`] serve them all.
 
 mod blocks;
+mod configs;
 mod conversion;
 mod generate;
 mod goldens;

@@ -11,13 +11,16 @@ use crate::conversion::{exact, exact_joint, needed, random_factors, with_latents
 use crate::graphs::{Deep, cascade, graphs, groups, joint, reading};
 use crate::latent::{OURSELVES, formula};
 use crate::twin::{
-    BIASED, Golden, TWINS, assert_close, cached_logits, gap, host, left_padded, load, logits, open,
-    token_by_token,
+    Golden, assert_close, biased, cached_logits, gap, host, left_padded, load, logits, open, token_by_token,
+    twins,
 };
+
+/// [`OURSELVES`] for factors that were drawn: keys and values are then several times as large as a donor's.
+const OF_RANDOM: f32 = 5e-4;
 
 /// Runs a check on every kind of converted graph over six layers of every twin.
 fn every_graph(check: impl Fn(&str, &Decoder, &[Vec<u32>])) {
-    for (seed, name) in TWINS.into_iter().enumerate() {
+    for (seed, name) in twins().into_iter().enumerate() {
         let model = open(name);
         let deep = Deep::new(&model);
         let ids = Golden::of(name).ids("prefill.ids");
@@ -51,7 +54,7 @@ fn first_columns([rows, cols]: [usize; 2]) -> Matrix {
 
 #[test]
 fn joint_latents_of_full_width_are_the_donor() {
-    for name in TWINS {
+    for name in twins() {
         let (model, golden) = (open(name), Golden::of(name));
         let ids = &golden.ids("prefill.ids")[0];
         let ours = logits(&load(&exact_joint(&model).over(&model)), ids);
@@ -62,7 +65,7 @@ fn joint_latents_of_full_width_are_the_donor() {
 
 #[test]
 fn a_joint_layer_adds_the_biases_of_k_and_v() {
-    for name in BIASED {
+    for name in biased() {
         let model = open(name);
         let ids = &Golden::of(name).ids("prefill.ids")[0];
         let donor = logits(&load(&model), ids);
@@ -83,7 +86,7 @@ fn a_joint_layer_adds_the_biases_of_k_and_v() {
 
 #[test]
 fn cross_terms_of_zeros_change_nothing() {
-    for name in TWINS {
+    for name in twins() {
         let model = open(name);
         let ids = &Golden::of(name).ids("prefill.ids")[0];
         let (_, factors) = exact_with_cross_terms(name, |_, shape| zeros(shape));
@@ -100,8 +103,12 @@ fn cross_terms_of_zeros_change_nothing() {
 /// Keys live in the latent for values and the other way round: only the cross terms bring them back.
 #[test]
 fn a_layer_reads_the_other_half_of_its_own_latent_first() {
-    for name in TWINS {
+    for name in twins() {
         let model = open(name);
+        // The latent for values cannot hold keys that are normed first.
+        if model.config().layers.iter().any(|layer| layer.qk_norm.is_some()) {
+            continue;
+        }
         let ids = &Golden::of(name).ids("prefill.ids")[0];
         let (plain, mut factors) = exact_with_cross_terms(name, |_, shape| first_columns(shape));
         let d_kv = model.config().d_kv();
@@ -133,7 +140,7 @@ fn latent_attention(block: &Block) -> &LatentAttention {
 /// ALGORITHMS §5 written out for one token, with the latents of layers 2 and 3 (one of them joint) read by layer 4.
 #[test]
 fn keys_and_values_are_rebuilt_as_the_formula_says() {
-    for name in BIASED {
+    for name in biased() {
         let model = open(name);
         let deep = Deep::new(&model);
         let device = Device::default();
@@ -194,7 +201,7 @@ fn every_kind_of_latent_comes_from_the_cache_as_from_the_pass() {
             [vec![columns], vec![5, 5, 5, 5, 4], token_by_token(columns, 1), token_by_token(columns, 10)]
         {
             let cached = cached_logits(decoder, ids, Padding::none(1), &passes);
-            assert_close(&cached[0], &whole, OURSELVES, &format!("{what}, passes {passes:?}"));
+            assert_close(&cached[0], &whole, OF_RANDOM, &format!("{what}, passes {passes:?}"));
         }
     });
 }
@@ -212,11 +219,11 @@ fn every_kind_of_latent_gives_padded_rows_what_each_gives_alone() {
             let alone = logits(decoder, prompt);
             let real = padding.columns()[row] * vocab..columns * vocab;
             let ours = &whole[row * columns * vocab..][real.clone()];
-            assert_close(ours, &alone, OURSELVES, &format!("{what}, row {row}"));
+            assert_close(ours, &alone, OF_RANDOM, &format!("{what}, row {row}"));
             assert_close(
                 &cached[row][real],
                 &alone,
-                OURSELVES,
+                OF_RANDOM,
                 &format!("{what}, row {row} through the cache"),
             );
         }
@@ -273,7 +280,7 @@ fn a_shared_up_projection_is_one_parameter_in_memory() {
 /// The groups' factors, and the same with `W_up` copied into every layer: the reference of sharing.
 #[test]
 fn layers_that_share_an_up_projection_are_as_if_each_had_a_copy() {
-    for name in TWINS {
+    for name in twins() {
         let model = open(name);
         let deep = Deep::new(&model);
         let shared = random_factors(groups(deep.config(), 3), 8);

@@ -3,7 +3,7 @@
 use handlers::Tokenizer;
 use serde::Deserialize;
 
-use crate::twin::{TWINS, folder};
+use crate::twin::{folder, twins};
 
 /// What of `goldens/demo/golden.json` concerns the tokenizer.
 #[derive(Deserialize)]
@@ -157,7 +157,7 @@ fn bytes_that_are_no_text_neither_fail_nor_wait_for_ever() {
 
 #[test]
 fn the_twins_tokenizers_cover_their_embeddings() {
-    for name in TWINS {
+    for name in twins() {
         let tokenizer = Tokenizer::open(&folder(name)).expect("a tokenizer");
         assert_eq!(tokenizer.vocab_size(), 264, "{name}");
         let ids = tokenizer.encode_prompt("the heathen<|endoftext|>").expect("ids");

@@ -4,25 +4,40 @@ use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor};
 use handlers::{Model, Registry};
-use mla_core::{Decoder, Padding, WeightSource};
+use mla_core::{Decoder, DecoderConfig, Padding, WeightSource};
 use safetensors::{Dtype, SafeTensors};
 
-/// Every folder that holds a twin and its goldens.
-pub const TWINS: [&str; 10] = [
-    "gpt2",
-    "llama",
-    "mistral",
-    "mixtral",
-    "qwen2",
-    "llama-bias",
-    "llama-linear",
-    "llama-dynamic",
-    "llama-llama3",
-    "qwen2-window",
-];
+/// Every folder of `goldens/` that holds a twin and what transformers computes with it.
+pub fn twins() -> Vec<&'static str> {
+    let root = folder(".");
+    let entries = std::fs::read_dir(&root).unwrap_or_else(|e| panic!("{}: {e}", root.display()));
+    let is_twin = |name: &String| {
+        ["config.json", "golden.safetensors"].iter().all(|file| folder(name).join(file).exists())
+    };
+    let names = entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned());
+    let mut names: Vec<String> = names.filter(is_twin).collect();
+    names.sort();
+    assert!(names.len() >= 28, "goldens/ holds {names:?} only");
+    names.into_iter().map(|name| &*name.leak()).collect()
+}
 
-/// The twins whose q, k and v carry biases.
-pub const BIASED: [&str; 4] = ["gpt2", "qwen2", "qwen2-window", "llama-bias"];
+/// The twins whose k and v carry biases that are added after rebuilding.
+pub fn biased() -> Vec<&'static str> {
+    let rebuilt = |config: &DecoderConfig| config.layers.iter().all(|layer| layer.qk_norm.is_none());
+    let found: Vec<_> = twins()
+        .into_iter()
+        .filter(|name| {
+            let model = open(name);
+            model.config().biases.qkv && rebuilt(model.config())
+        })
+        .collect();
+    assert!(found.len() >= 5, "{found:?}");
+    found
+}
+
+/// The twins whose frequencies follow the length of a sequence. transformers' cached keys keep the angles of the length at
+/// which they were cached, so their goldens have neither cached decoding nor padding.
+pub const FOLLOWING: [&str; 2] = ["llama-dynamic", "phi3-longrope"];
 
 pub fn folder(name: &str) -> PathBuf {
     PathBuf::from(std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it"))

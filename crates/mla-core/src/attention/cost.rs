@@ -9,7 +9,8 @@
 //!   `d_head`.
 //!
 //! So few queries (decoding) absorb and many (prefill) rebuild. A rotation between `W_uk` and the score depends on the
-//! token, so rotated keys are always rebuilt.
+//! token, so rotated keys are always rebuilt. So are keys with a bias whose scores are bounded or share their weight with a
+//! sink: elsewhere the bias adds the same to all scores of a query, and softmax removes it.
 
 /// Which side of `W_up` a sum over tokens is taken on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +43,8 @@ pub struct Work {
     pub read_k: usize,
     /// Latent numbers a token that values are made of.
     pub read_v: usize,
-    /// Whether keys are rotated.
-    pub rotated: bool,
+    /// Whether keys have to be rebuilt: a rotation stands behind `W_uk`, or a bias that softmax does not remove.
+    pub keys_rebuilt: bool,
     /// New tokens.
     pub t_q: usize,
     /// Tokens that are read.
@@ -72,7 +73,7 @@ impl Work {
                 true => Path::Absorbed,
                 false => Path::Rebuilt,
             };
-        let keys = if self.rotated { Path::Rebuilt } else { cheaper(self.read_k) };
+        let keys = if self.keys_rebuilt { Path::Rebuilt } else { cheaper(self.read_k) };
         Paths { keys, values: cheaper(self.read_v) }
     }
 }
@@ -88,7 +89,7 @@ mod tests {
         d_head: 64,
         read_k: 256,
         read_v: 256,
-        rotated: false,
+        keys_rebuilt: false,
         t_q: 1,
         t_kv: 8192,
     };
@@ -105,7 +106,7 @@ mod tests {
 
     #[test]
     fn rotated_keys_are_rebuilt() {
-        let rotated = Work { rotated: true, ..GPT2 };
+        let rotated = Work { keys_rebuilt: true, ..GPT2 };
         assert_eq!(rotated.paths(), Paths { keys: Path::Rebuilt, values: Path::Absorbed });
     }
 }

@@ -6,51 +6,15 @@ use std::sync::OnceLock;
 
 use burn::tensor::{Bool, Device, Tensor, TensorData};
 
-use super::rope::{RopeTable, Rotation};
+use crate::positions::{Padding, RopeTable, Rotation};
 
-/// How many columns at the left of each sequence of a batch are padding.
-///
-/// Padded columns are never seen by others; a sequence's first real token stands at position 0.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Padding {
-    left: Vec<usize>,
-}
-
-impl Padding {
-    /// No padding in any of `batch` sequences.
-    pub fn none(batch: usize) -> Self {
-        Self { left: vec![0; batch] }
-    }
-
-    /// Padding columns a sequence.
-    pub fn left(columns: Vec<usize>) -> Self {
-        Self { left: columns }
-    }
-
-    /// Number of sequences.
-    pub fn batch(&self) -> usize {
-        self.left.len()
-    }
-
-    /// Padding columns of each sequence.
-    pub fn columns(&self) -> &[usize] {
-        &self.left
-    }
-
-    /// Columns of each sequence that are not padding, of a batch of `columns`.
-    pub fn lengths(&self, columns: usize) -> Vec<usize> {
-        self.left.iter().map(|&left| columns.saturating_sub(left)).collect()
-    }
-
-    fn is_none(&self) -> bool {
-        self.left.iter().all(|&columns| columns == 0)
-    }
-
-    /// Positions of columns `start..start + count`, row-major `[batch, count]`; 0 in the padding.
-    pub fn positions(&self, start: usize, count: usize) -> Vec<i64> {
-        let row = |left: usize| (start..start + count).map(move |column| column.saturating_sub(left) as i64);
-        self.left.iter().flat_map(|&left| row(left)).collect()
-    }
+/// How the queries of a layer reach the columns of a pass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// A query sees itself and the `window − 1` columns before it; `None` sees all.
+    pub window: Option<usize>,
+    /// Which of the pass's rotary tables turns queries and keys; `None` leaves them.
+    pub rope: Option<usize>,
 }
 
 /// One pass over `t_q` new columns that follow `past` earlier ones.
@@ -59,11 +23,12 @@ pub struct Frame {
     past: usize,
     t_q: usize,
     padding: Padding,
-    rope: Option<RopeTable>,
-    /// The rotation of this pass's columns.
-    rotation: Option<Rotation>,
+    /// The rotary tables of the model.
+    tables: Vec<RopeTable>,
+    /// What each of them makes of this pass's columns.
+    rotations: Vec<Rotation>,
     /// One entry a layer.
-    windows: Vec<Option<usize>>,
+    layers: Vec<Reach>,
     /// What each window lets the queries see of all columns, made when a layer first asks.
     sight: BTreeMap<Option<usize>, OnceLock<Sight>>,
     device: Device,
@@ -81,27 +46,27 @@ pub enum Sight {
 impl Frame {
     /// Lays out a pass.
     ///
-    /// `windows` has one entry a layer; `rope` covers `past + t_q` positions, or is `None` for learned positions.
+    /// `layers` has one entry a layer; each of the `tables` covers `past + t_q` positions.
     pub fn new(
-        windows: Vec<Option<usize>>,
-        rope: Option<&RopeTable>,
+        layers: Vec<Reach>,
+        tables: &[RopeTable],
         padding: &Padding,
         past: usize,
         t_q: usize,
         device: &Device,
     ) -> Self {
-        let sight = windows.iter().map(|&window| (window, OnceLock::new())).collect();
+        let sight = layers.iter().map(|layer| (layer.window, OnceLock::new())).collect();
         let mut frame = Self {
             past,
             t_q,
             padding: padding.clone(),
-            rope: rope.cloned(),
-            rotation: None,
-            windows,
+            tables: tables.to_vec(),
+            rotations: Vec::new(),
+            layers,
             sight,
             device: device.clone(),
         };
-        frame.rotation = frame.rotation_of(past..past + t_q);
+        frame.rotations = tables.iter().map(|table| frame.rotation_of(table, past..past + t_q)).collect();
         frame
     }
 
@@ -120,54 +85,43 @@ impl Frame {
         self.past + self.t_q
     }
 
-    /// Whether queries and keys are rotated.
-    pub(super) fn rotates(&self) -> bool {
-        self.rope.is_some()
-    }
-
-    /// Rotates the heads of this pass's columns (identity for learned positions).
+    /// Rotates the heads of this pass's columns, as a layer does.
     ///
     /// # Shapes
     /// - `x`: `[batch, heads, t_q, d_head]` → the same
-    pub(super) fn rotate(&self, x: Tensor<4>) -> Tensor<4> {
-        match &self.rotation {
-            Some(rotation) => rotation.apply(x),
+    pub(super) fn rotate(&self, layer: usize, x: Tensor<4>) -> Tensor<4> {
+        match self.layers[layer].rope {
+            Some(rope) => self.rotations[rope].apply(x),
             None => x,
         }
     }
 
-    /// Rotates the heads of any columns, past ones too (identity for learned positions).
+    /// Rotates the heads of any columns, past ones too, as a layer does.
     ///
     /// # Shapes
     /// - `x`: `[batch, heads, columns, d_head]` → the same
-    pub(super) fn rotate_columns(&self, x: Tensor<4>, columns: Range<usize>) -> Tensor<4> {
-        match self.rotation_of(columns) {
-            Some(rotation) => rotation.apply(x),
+    pub(super) fn rotate_columns(&self, layer: usize, x: Tensor<4>, columns: Range<usize>) -> Tensor<4> {
+        match self.table(layer) {
+            Some(table) => self.rotation_of(table, columns).apply(x),
             None => x,
         }
     }
 
-    fn rotation_of(&self, columns: Range<usize>) -> Option<Rotation> {
-        let table = self.rope.as_ref()?;
-        Some(match self.padding.is_none() {
+    fn rotation_of(&self, table: &RopeTable, columns: Range<usize>) -> Rotation {
+        match self.padding.is_none() {
             true => table.span(columns.start, columns.len()),
             false => table.gather(self.padding.positions(columns.start, columns.len()), self.padding.batch()),
-        })
+        }
     }
 
-    /// The rotations of every position.
-    pub(super) fn table(&self) -> Option<&RopeTable> {
-        self.rope.as_ref()
-    }
-
-    /// The rows of [`table`](Self::table) that are a sequence's.
-    pub(super) fn positions_of(&self, sequence: usize) -> Range<usize> {
-        self.rope.as_ref().map_or(0..0, |table| table.rows_of(sequence))
+    /// The rotations of every position in a layer; `None` where it rotates nothing.
+    pub(super) fn table(&self, layer: usize) -> Option<&RopeTable> {
+        self.layers[layer].rope.map(|rope| &self.tables[rope])
     }
 
     /// How far back a layer's queries see.
     pub(super) fn window(&self, layer: usize) -> Option<usize> {
-        self.windows[layer]
+        self.layers[layer].window
     }
 
     /// The padding of the batch.
@@ -177,7 +131,7 @@ impl Frame {
 
     /// What the queries of a layer see of all columns.
     pub(super) fn sight(&self, layer: usize) -> &Sight {
-        let window = self.windows[layer];
+        let window = self.layers[layer].window;
         self.sight[&window].get_or_init(|| {
             if self.padding.is_none() && window.is_none_or(|window| window >= self.t_kv()) {
                 return Sight::Causal;
@@ -188,8 +142,8 @@ impl Frame {
 
     /// The columns that some query of a layer may see: none before them is ever read.
     pub(super) fn visible(&self, layer: usize) -> Range<usize> {
-        let padded = self.padding.left.iter().copied().min().unwrap_or(0).min(self.past);
-        let first = self.windows[layer].map_or(0, |window| (self.past + 1).saturating_sub(window));
+        let padded = self.padding.columns().iter().copied().min().unwrap_or(0).min(self.past);
+        let first = self.layers[layer].window.map_or(0, |window| (self.past + 1).saturating_sub(window));
         padded.max(first)..self.t_kv()
     }
 
@@ -198,15 +152,16 @@ impl Frame {
     /// # Shapes
     /// - `[batch or 1, 1, t_q, columns]`
     pub(super) fn hidden(&self, layer: usize, columns: Range<usize>) -> Option<Tensor<4, Bool>> {
-        let window = self.windows[layer];
-        let padded = self.padding.left.iter().copied().max().unwrap_or(0);
+        let window = self.layers[layer].window;
+        let padded = self.padding.columns().iter().copied().max().unwrap_or(0);
         let last_first = window.map_or(0, |window| self.t_kv().saturating_sub(window)).max(padded);
         let seen = columns.start >= last_first && columns.end <= self.past + 1;
         (!seen).then(|| self.mask(window, columns))
     }
 
     fn mask(&self, window: Option<usize>, columns: Range<usize>) -> Tensor<4, Bool> {
-        let rows = if self.padding.is_none() { &self.padding.left[..1] } else { &self.padding.left[..] };
+        let left = self.padding.columns();
+        let rows = if self.padding.is_none() { &left[..1] } else { left };
         let mut hidden = Vec::with_capacity(rows.len() * self.t_q * columns.len());
         for &left in rows {
             for query in self.past..self.t_kv() {
@@ -223,6 +178,10 @@ impl Frame {
 mod tests {
     use super::*;
 
+    fn windows(windows: &[Option<usize>]) -> Vec<Reach> {
+        windows.iter().map(|&window| Reach { window, rope: None }).collect()
+    }
+
     fn hidden(sight: &Sight) -> Vec<bool> {
         match sight {
             Sight::Causal => panic!("a plain causal pass hides nothing else"),
@@ -232,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_window_hides_what_lies_before_it() {
-        let frame = Frame::new(vec![Some(2), None], None, &Padding::none(1), 1, 2, &Device::default());
+        let frame = Frame::new(windows(&[Some(2), None]), &[], &Padding::none(1), 1, 2, &Device::default());
         assert_eq!(hidden(frame.sight(0)), [false, false, true, true, false, false]);
         assert!(matches!(frame.sight(1), Sight::Causal));
     }
@@ -241,26 +200,26 @@ mod tests {
     fn padding_is_hidden_and_shifts_positions() {
         let padding = Padding::left(vec![0, 2]);
         assert_eq!(padding.positions(1, 3), [1, 2, 3, 0, 0, 1]);
-        let frame = Frame::new(vec![None], None, &padding, 2, 1, &Device::default());
+        let frame = Frame::new(windows(&[None]), &[], &padding, 2, 1, &Device::default());
         assert_eq!(hidden(frame.sight(0)), [false, false, false, true, true, false]);
     }
 
     #[test]
     fn a_window_longer_than_the_sequence_is_no_window() {
-        let frame = Frame::new(vec![Some(8)], None, &Padding::none(1), 4, 4, &Device::default());
+        let frame = Frame::new(windows(&[Some(8)]), &[], &Padding::none(1), 4, 4, &Device::default());
         assert!(matches!(frame.sight(0), Sight::Causal));
     }
 
     #[test]
     fn a_tile_that_every_query_sees_needs_no_mask() {
         let bits = |mask: Tensor<4, Bool>| mask.into_data().iter::<bool>().collect::<Vec<_>>();
-        let frame = Frame::new(vec![None, Some(3)], None, &Padding::none(1), 4, 2, &Device::default());
+        let frame = Frame::new(windows(&[None, Some(3)]), &[], &Padding::none(1), 4, 2, &Device::default());
         assert_eq!((frame.visible(0), frame.visible(1)), (0..6, 2..6));
         assert!(frame.hidden(0, 0..5).is_none());
         assert_eq!(frame.hidden(0, 4..6).map(bits), Some(vec![false, true, false, false]));
         assert!(frame.hidden(1, 3..5).is_none());
         assert_eq!(frame.hidden(1, 2..4).map(bits), Some(vec![false, false, true, false]));
-        let frame = Frame::new(vec![None], None, &Padding::left(vec![1, 3]), 4, 1, &Device::default());
+        let frame = Frame::new(windows(&[None]), &[], &Padding::left(vec![1, 3]), 4, 1, &Device::default());
         assert_eq!(frame.visible(0), 1..5);
         assert!(frame.hidden(0, 3..5).is_none());
         assert_eq!(frame.hidden(0, 2..4).map(bits), Some(vec![false, false, true, false]));
@@ -269,7 +228,7 @@ mod tests {
     #[test]
     fn tiles_of_a_mask_are_the_mask() {
         let padding = Padding::left(vec![0, 2]);
-        let frame = Frame::new(vec![Some(3)], None, &padding, 5, 3, &Device::default());
+        let frame = Frame::new(windows(&[Some(3)]), &[], &padding, 5, 3, &Device::default());
         let whole = hidden(frame.sight(0));
         for (place, &hidden) in whole.iter().enumerate() {
             let (row, column) = (place / 8, place % 8);

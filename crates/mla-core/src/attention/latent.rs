@@ -8,8 +8,9 @@ use burn::nn::Linear;
 use burn::tensor::Tensor;
 
 use super::frame::Frame;
+use super::inputs::{Keys, Queries, latent_input};
 use super::projections::{CrossTerms, Made, Projections};
-use super::scores::{attend, split_heads};
+use super::scores::{Scores, split_heads};
 use crate::cache::Memory;
 use crate::linear::linear;
 use crate::weights::LayerSlot;
@@ -17,16 +18,18 @@ use crate::weights::LayerSlot;
 /// Attention that caches latents and rebuilds keys and values from them.
 #[derive(Module, Debug)]
 pub struct LatentAttention {
-    /// `[d_model, n_heads · d_head]`.
-    pub q_proj: Linear,
+    /// `W_q`, and what follows it.
+    pub queries: Queries,
+    /// `W_k` and its norm, where keys are normed before they are compressed.
+    pub keys: Option<Keys>,
     /// To the latents and back.
     pub projections: Projections,
     /// What is read beside a key's or a value's own latent.
     pub cross: Option<CrossTerms>,
+    /// How queries and keys become weights.
+    pub scores: Scores,
     /// `[n_heads · d_head, d_model]`.
     pub o_proj: Linear,
-    /// Query heads.
-    pub n_heads: usize,
     /// Key/value heads.
     pub n_kv_heads: usize,
 }
@@ -53,6 +56,14 @@ impl LatentAttention {
         found
     }
 
+    /// The latents of new tokens.
+    ///
+    /// # Shapes
+    /// - `h`: `[batch, t, d_model]` → `[batch, t, width]`
+    pub fn compress(&self, h: Tensor<3>) -> Tensor<3> {
+        self.projections.down(latent_input(self.keys.as_ref(), h))
+    }
+
     /// Keys and values before the rotary embedding, biases included.
     ///
     /// # Shapes
@@ -77,7 +88,7 @@ impl LatentAttention {
         layer: usize,
         memory: &mut Memory<'_>,
     ) -> (Tensor<3>, Tensor<3>) {
-        let latents = memory.append(layer, frame.past(), self.projections.down(h));
+        let latents = memory.append(layer, frame.past(), self.compress(h));
         let reads = self.cross.iter().flat_map(|cross| &cross.reads);
         let earlier: Vec<_> = reads.map(|&earlier| memory.latents(earlier, 0..frame.t_kv())).collect();
         self.rebuild(latents, &earlier)
@@ -88,10 +99,10 @@ impl LatentAttention {
     /// # Shapes
     /// - `h`: `[batch, t_q, d_model]`, `k`, `v`: `[batch, t_kv, d_kv]` → `[batch, t_q, d_model]`
     pub fn attend(&self, h: Tensor<3>, k: Tensor<3>, v: Tensor<3>, frame: &Frame, layer: usize) -> Tensor<3> {
-        let q = frame.rotate(split_heads(linear(&self.q_proj, h), self.n_heads));
-        let k = frame.rotate_columns(split_heads(k, self.n_kv_heads), 0..frame.t_kv());
+        let q = self.queries.rotated(h, frame, layer);
+        let k = frame.rotate_columns(layer, split_heads(k, self.n_kv_heads), 0..frame.t_kv());
         let v = split_heads(v, self.n_kv_heads);
-        linear(&self.o_proj, attend(q, k, v, frame.sight(layer)))
+        linear(&self.o_proj, self.scores.attend(q, k, v, frame.sight(layer)))
     }
 
     /// # Shapes
@@ -114,13 +125,13 @@ impl LatentAttention {
     }
 
     /// How keys are made of a tile of latents.
-    pub(super) fn keys(&self) -> Made {
+    pub(super) fn made_keys(&self) -> Made {
         let [keys, _] = self.projections.made(self.cross.as_ref());
         keys
     }
 
     /// How values are made of a tile of latents.
-    pub(super) fn values(&self) -> Made {
+    pub(super) fn made_values(&self) -> Made {
         let [_, values] = self.projections.made(self.cross.as_ref());
         values
     }

@@ -1,8 +1,8 @@
 //! Attention over cached keys and values, or over cached latents.
 //!
-//! [`GroupedAttention`] is the donor's; [`LatentAttention`] replaces it after a conversion. Both share the rotary
-//! embedding ([`rope`]) and what a pass may see ([`Frame`]). Over keys and values as a whole the weighted sum is
-//! `scores.rs`; a latent layer with a cache goes through it a tile at a time instead (`tiled.rs`), along the path that
+//! [`GroupedAttention`] is the donor's; [`LatentAttention`] replaces it after a conversion. Both make queries and keys by
+//! [`Queries`] and [`Keys`], weigh by [`Scores`], and share what a pass may see ([`Frame`]). Over keys and values as a whole
+//! the weighted sum is `scores.rs`; a latent layer with a cache goes through it a tile at a time instead (`tiled.rs`), along the path that
 //! `cost.rs` counts as the cheaper; on the CPU `host/` takes that walk, and on other devices `cube/` where it times faster.
 
 mod cost;
@@ -12,19 +12,20 @@ mod frame;
 mod grouped;
 #[cfg_attr(not(feature = "cpu"), path = "host/absent.rs")]
 mod host;
+mod inputs;
 mod latent;
 mod projections;
-pub mod rope;
 mod scores;
 mod tiled;
 mod trial;
 
 pub use cost::{Path, Paths, Work};
-pub use frame::{Frame, Padding};
+pub use frame::{Frame, Reach};
 pub use grouped::GroupedAttention;
+pub use inputs::{Keys, Queries, latent_input};
 pub use latent::LatentAttention;
 pub use projections::{CrossTerms, JointProjections, Projections, SplitProjections};
-pub use rope::{RopeConfig, RopeScaling, RopeTable};
+pub use scores::{ScoreConfig, Scores};
 #[cfg(test)]
 pub(crate) use tiled::{Cubes, Walk};
 

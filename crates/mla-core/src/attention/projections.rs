@@ -21,10 +21,10 @@ pub enum Projections {
     Joint(JointProjections),
 }
 
-/// `c_k = W_down_k h`, `c_v = W_down_v h`; `K = W_uk c_k + b_k`, `V = W_uv c_v + b_v`.
+/// `c_k = W_down_k h`, `c_v = W_down_v h`; `K = W_uk c_k + b_k`, `V = W_uv c_v + b_v`. Of normed keys `c_k = W_down_k k̂`.
 #[derive(Module, Debug)]
 pub struct SplitProjections {
-    /// `W_down_kᵀ`: `[d_model, d_latent_k]`.
+    /// `W_down_kᵀ`: `[d_model, d_latent_k]`; of normed keys `[d_kv, d_latent_k]`.
     pub down_k: Linear,
     /// `W_ukᵀ`: `[d_latent_k, d_kv]`, orthonormal rows; its bias is the donor's b_k, exact.
     pub up_k: Linear,
@@ -34,10 +34,10 @@ pub struct SplitProjections {
     pub up_v: Linear,
 }
 
-/// `c = W_down h`; `[K; V] = W_up c + [b_k; b_v]`.
+/// `c = W_down h`; `[K; V] = W_up c + [b_k; b_v]`. Of normed keys `c = W_down [k̂; h]`.
 #[derive(Module, Debug)]
 pub struct JointProjections {
-    /// `W_downᵀ`: `[d_model, d_latent]`.
+    /// `W_downᵀ`: `[d_model, d_latent]`; of normed keys `[d_kv + d_model, d_latent]`.
     pub down: Linear,
     /// `[W_uk; W_uv]ᵀ`: `[d_latent, 2 · d_kv]`, orthonormal rows; its bias is the donor's b_k and b_v, exact.
     pub up: Linear,
@@ -62,13 +62,14 @@ impl Projections {
     /// What is cached: the latent for keys, then that for values.
     ///
     /// # Shapes
-    /// - `h`: `[batch, t, d_model]` → `[batch, t, width]`
-    pub fn down(&self, h: Tensor<3>) -> Tensor<3> {
+    /// - `x`: `[batch, t, ..]` as [`latent_input`](super::latent_input) gives it → `[batch, t, width]`
+    pub fn down(&self, x: Tensor<3>) -> Tensor<3> {
         match self {
             Projections::Split(split) => {
-                Tensor::cat(vec![linear(&split.down_k, h.clone()), linear(&split.down_v, h)], 2)
+                let (for_keys, for_values) = split.inputs(x);
+                Tensor::cat(vec![linear(&split.down_k, for_keys), linear(&split.down_v, for_values)], 2)
             }
-            Projections::Joint(joint) => linear(&joint.down, h),
+            Projections::Joint(joint) => linear(&joint.down, x),
         }
     }
 
@@ -88,6 +89,15 @@ impl Projections {
 }
 
 impl SplitProjections {
+    /// What the latent of keys is made of, and what that of values: the same, or normed keys and `h` behind them.
+    fn inputs(&self, x: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
+        let ([read_k, _], [d_model, _]) = (self.down_k.weight.dims(), self.down_v.weight.dims());
+        match x.dims()[2] {
+            width if width == d_model => (x.clone(), x),
+            width => (x.clone().narrow(2, 0, read_k), x.narrow(2, width - d_model, d_model)),
+        }
+    }
+
     /// The latents for keys and for values, apart.
     fn halves(&self, latents: Tensor<3>) -> [Tensor<3>; 2] {
         let [_, d_latent_k] = self.down_k.weight.dims();

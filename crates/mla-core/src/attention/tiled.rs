@@ -58,6 +58,16 @@ struct Running {
 }
 
 impl Running {
+    /// Before the first tile: the weight that sinks take, and no value.
+    ///
+    /// # Shapes
+    /// - `sinks`: `[batch, rows, 1]`
+    fn of_sinks(sinks: Tensor<3>, width: usize) -> Self {
+        let [batch, rows, _] = sinks.dims();
+        let mixed = Tensor::zeros([batch, rows, width], &sinks.device());
+        Self { sum: sinks.ones_like(), max: sinks, mixed }
+    }
+
     /// Takes in a tile.
     ///
     /// # Shapes
@@ -92,7 +102,7 @@ impl LatentAttention {
         layer: usize,
         memory: &mut Memory<'_>,
     ) -> Tensor<3> {
-        memory.store(layer, frame.past(), self.projections.down(h.clone()));
+        memory.store(layer, frame.past(), self.compress(h.clone()));
         let paths = self.work(frame, layer).paths();
         self.attend_along(
             paths,
@@ -107,20 +117,25 @@ impl LatentAttention {
     /// What this layer has to do in a pass, a sequence.
     fn work(&self, frame: &Frame, layer: usize) -> Work {
         Work {
-            n_heads: self.n_heads,
+            n_heads: self.queries.n_heads,
             n_kv_heads: self.n_kv_heads,
             d_head: self.d_head(),
-            read_k: self.keys().span().len(),
-            read_v: self.values().span().len(),
-            rotated: frame.rotates(),
+            read_k: self.made_keys().span().len(),
+            read_v: self.made_values().span().len(),
+            keys_rebuilt: frame.table(layer).is_some() || self.key_bias_counts(),
             t_q: frame.t_q(),
             t_kv: frame.visible(layer).len(),
         }
     }
 
+    /// Whether scores depend on the bias of keys, which a plain softmax removes.
+    pub(crate) fn key_bias_counts(&self) -> bool {
+        self.made_keys().bias.is_some() && !self.scores.is_plain()
+    }
+
     /// Width of a head.
     pub(super) fn d_head(&self) -> usize {
-        self.q_proj.weight.dims()[1] / self.n_heads
+        self.queries.proj.weight.dims()[1] / self.queries.n_heads
     }
 
     /// [`attend_cached`](Self::attend_cached) once the new latents are in `memory`, along given paths.
@@ -134,10 +149,9 @@ impl LatentAttention {
         memory: &Memory<'_>,
     ) -> Tensor<3> {
         let [batch, t_q, _] = h.dims();
-        let (d_head, rows) = (self.d_head(), self.n_heads * t_q);
-        let q =
-            frame.rotate(split_heads(linear(&self.q_proj, h), self.n_heads)).reshape([batch, rows, d_head]);
-        let q = q * (1.0 / (d_head as f64).sqrt());
+        let (d_head, n_heads) = (self.d_head(), self.queries.n_heads);
+        let q = self.queries.rotated(h, frame, layer).reshape([batch, n_heads * t_q, d_head]);
+        let q = self.scores.scaled(q);
         let on_cubes = || self.heads_on_cubes(&q, frame, layer, memory);
         let by_tiles = || self.heads_by_tiles(paths, walk.tensors, q.clone(), frame, layer, memory);
         let heads = walk.host.and_then(|tile| self.heads_on_host(paths, tile, &q, frame, layer, memory));
@@ -150,7 +164,7 @@ impl LatentAttention {
             Cubes::Never => None,
         });
         let heads = heads.unwrap_or_else(by_tiles);
-        linear(&self.o_proj, join_heads(heads.reshape([batch, self.n_heads, t_q, d_head])))
+        linear(&self.o_proj, join_heads(heads.reshape([batch, n_heads, t_q, d_head])))
     }
 
     /// Weighted means of values over all that a pass may see.
@@ -167,13 +181,19 @@ impl LatentAttention {
         memory: &Memory<'_>,
     ) -> Tensor<3> {
         let [batch, rows, _] = q.dims();
-        let (keys, values) = (self.keys(), self.values());
+        let (keys, values) = (self.made_keys(), self.made_values());
         let q = match paths.keys {
             Path::Rebuilt => q,
             // The bias of K adds the same to all scores of a query: softmax does not see it.
             Path::Absorbed => self.taken_to_latents(&keys, q),
         };
-        let mut running = None;
+        let mut running = self.scores.sink_rows(frame.t_q()).map(|sinks| {
+            let width = match paths.values {
+                Path::Absorbed => values.span().len(),
+                Path::Rebuilt => self.d_head(),
+            };
+            Running::of_sinks(sinks.expand([batch, rows, 1]), width)
+        });
         let visible = frame.visible(layer);
         for start in visible.clone().step_by(tile) {
             let tokens = start..visible.end.min(start + tile);
@@ -182,14 +202,15 @@ impl LatentAttention {
                 Path::Absorbed => q.clone().matmul(keys.read(&tile).transpose()),
                 Path::Rebuilt => {
                     let k = split_heads(keys.rebuild(&tile), self.n_kv_heads);
-                    let k = frame.rotate_columns(k, tokens.clone());
+                    let k = frame.rotate_columns(layer, k, tokens.clone());
                     self.by_kv_head(q.clone()).matmul(k.transpose()).reshape([batch, rows, tokens.len()])
                 }
             };
+            let scores = self.scores.capped(scores);
             let scores = match frame.hidden(layer, tokens.clone()) {
                 None => scores,
                 Some(hidden) => {
-                    let apart = scores.reshape([batch, self.n_heads, frame.t_q(), tokens.len()]);
+                    let apart = scores.reshape([batch, self.queries.n_heads, frame.t_q(), tokens.len()]);
                     (apart + hidden.float() * HIDDEN).reshape([batch, rows, tokens.len()])
                 }
             };
@@ -201,11 +222,15 @@ impl LatentAttention {
                 }
             }));
         }
-        let Running { sum, mixed, .. } = running.expect("a pass has at least one token");
-        let mean = mixed / sum;
+        let Running { max, sum, mixed } = running.expect("a pass has at least one token");
+        let mean = mixed / sum.clone();
         match paths.values {
             Path::Rebuilt => mean,
-            Path::Absorbed => self.taken_to_values(&values, mean),
+            Path::Absorbed => {
+                let sinks = self.scores.sink_rows(frame.t_q());
+                let weight = sinks.map(|sinks| (sinks - max).exp() / sum).map(|sunk| -sunk + 1.0);
+                self.taken_to_values(&values, mean, weight)
+            }
         }
     }
 
@@ -241,11 +266,17 @@ impl LatentAttention {
         latent.reshape([batch, rows, span])
     }
 
-    /// `W_uv c + b_v` for sums of latents.
+    /// `W_uv c + b_v` for weighted sums of latents; `weight` is the sum of the weights where it is not 1, and counts for the
+    /// bias.
     ///
     /// # Shapes
-    /// - `mixed`: `[batch, rows, span]` → `[batch, rows, d_head]`
-    pub(super) fn taken_to_values(&self, values: &Made, mixed: Tensor<3>) -> Tensor<3> {
+    /// - `mixed`: `[batch, rows, span]`, `weight`: `[batch, rows, 1]` → `[batch, rows, d_head]`
+    pub(super) fn taken_to_values(
+        &self,
+        values: &Made,
+        mixed: Tensor<3>,
+        weight: Option<Tensor<3>>,
+    ) -> Tensor<3> {
         let [batch, rows, _] = mixed.dims();
         let mixed = self.by_kv_head(mixed);
         let first = values.span().start;
@@ -258,7 +289,13 @@ impl LatentAttention {
         let d_head = made.dims()[3];
         let made = match &values.bias {
             None => made,
-            Some(bias) => made + bias.clone().reshape([1, self.n_kv_heads, 1, d_head]),
+            Some(bias) => {
+                let bias = bias.clone().reshape([1, self.n_kv_heads, 1, d_head]);
+                match weight {
+                    None => made + bias,
+                    Some(weight) => made + bias * self.by_kv_head(weight),
+                }
+            }
         };
         made.reshape([batch, rows, d_head])
     }

@@ -79,7 +79,7 @@ mod tests {
             d_head: 1,
             read_k: 1,
             read_v: 1,
-            rotated: false,
+            keys_rebuilt: false,
             t_q: 1,
             t_kv,
         };

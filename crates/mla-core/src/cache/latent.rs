@@ -23,7 +23,7 @@ impl Codec {
     pub(super) fn new(dtype: CacheDtype, width: LatentWidth) -> Self {
         match dtype.bits() {
             None => Codec::Float(dtype.float()),
-            Some(bits) => Codec::Packed(Packing::new(bits, &width.parts())),
+            Some(bits) => Codec::Packed(Packing::new(bits, &width.widths())),
         }
     }
 

@@ -28,8 +28,8 @@ use thiserror::Error;
 use dense::DenseCache;
 use latent::{Codec, LatentCache};
 
-use crate::attention::{Padding, RopeTable};
-use crate::decoder::{AttentionKind, DecoderConfig, PositionKind};
+use crate::decoder::{AttentionKind, DecoderConfig};
+use crate::positions::{Padding, RopeTable};
 
 /// A pass that does not fit.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -68,7 +68,8 @@ enum LayerCache {
 #[derive(Debug)]
 pub struct Cache {
     layers: Vec<LayerCache>,
-    pub(crate) rope: Option<RopeTable>,
+    /// The rotary tables of the model, for as many positions as there is room.
+    pub(crate) tables: Vec<RopeTable>,
     padding: Padding,
     capacity: usize,
     tokens: usize,
@@ -88,17 +89,12 @@ impl Cache {
                 LayerCache::Latent(LatentCache::new(batch, capacity, codec, width, device))
             }
         };
-        let rope = match &config.position {
-            PositionKind::Learned => None,
-            PositionKind::Rope(rope) => {
-                // Padding may take a batch's columns beyond the context, which no sequence leaves.
-                let own = |length: usize| length.min(config.max_positions);
-                let own: Vec<usize> = padding.lengths(capacity).into_iter().map(own).collect();
-                Some(rope.batch_table(config.d_head, capacity, &own, device))
-            }
-        };
+        // Padding may take a batch's columns beyond the context, which no sequence leaves.
+        let own: Vec<usize> =
+            padding.lengths(capacity).into_iter().map(|length| length.min(config.max_positions)).collect();
+        let tables = config.ropes().iter().map(|rope| rope.batch_table(capacity, &own, device)).collect();
         let layers = config.layers.iter().map(|l| layer(l.attention)).collect();
-        Self { layers, rope, padding, capacity, tokens: 0 }
+        Self { layers, tables, padding, capacity, tokens: 0 }
     }
 
     /// Tokens a sequence that the cache can hold.

@@ -1,7 +1,9 @@
 //! The closed choices in which decoder families differ.
 
-use crate::attention::RopeConfig;
+use crate::attention::{Reach, ScoreConfig};
 use crate::cache::CacheDtype;
+use crate::positions::RopeConfig;
+use crate::weights::LayerSlot;
 
 /// Everything that fixes a decoder's graph; weights fill it.
 #[derive(Clone, Debug, PartialEq)]
@@ -14,22 +16,22 @@ pub struct DecoderConfig {
     pub n_kv_heads: usize,
     /// Width of one head. Not always `d_model / n_heads`.
     pub d_head: usize,
-    /// Inner width of the MLP (of one expert, where there are experts).
-    pub d_ff: usize,
     /// Rows of the token embedding.
     pub vocab_size: usize,
     /// Longest sequence the positions are made for.
     pub max_positions: usize,
-    /// Which norm stands before attention, before the MLP and before the head.
+    /// What the norms of the residual stream are.
     pub norm: NormKind,
     /// Added to the variance inside every norm.
     pub norm_eps: f64,
+    /// Where a block's norms stand.
+    pub block: BlockKind,
     /// How positions enter.
     pub position: PositionKind,
-    /// The MLP's form.
-    pub mlp: MlpKind,
     /// Which projections carry a bias.
     pub biases: Biases,
+    /// What the embedding, what a block adds, and the logits are multiplied by.
+    pub scales: Scales,
     /// Where the output head comes from.
     pub head: HeadKind,
     /// What a cache keeps its numbers as.
@@ -38,13 +40,40 @@ pub struct DecoderConfig {
     pub layers: Vec<LayerConfig>,
 }
 
-/// The norm of a decoder.
+/// The norms of a decoder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NormKind {
     /// LayerNorm with gain and bias (Ba et al. 2016).
     Layer,
     /// RMSNorm with gain (Zhang & Sennrich 2019).
     Rms,
+    /// RMSNorm whose gain is stored less one (Gemma, Mesnard et al. 2024). Loading adds it.
+    RmsPlusOne,
+}
+
+/// Where the norms of a block stand, and what its MLP reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlockKind {
+    /// `x + attention(norm(x))`, then `x + mlp(norm(x))` (Xiong et al. 2020).
+    PreNorm,
+    /// `x + norm(attention(x))`, then `x + norm(mlp(x))` (OLMo 2, Walsh et al. 2025, §3.2).
+    PostNorm,
+    /// Norms before and after both (Gemma 2, Riviere et al. 2024, §2).
+    Sandwich,
+    /// `x + attention(norm(x)) + mlp(norm'(x))` (GPT-NeoX, Black et al. 2022, §2.1).
+    Parallel,
+}
+
+impl BlockKind {
+    /// Whether attention and MLP read the stream through a norm.
+    pub fn norms_before(self) -> bool {
+        self != BlockKind::PostNorm
+    }
+
+    /// Whether what attention and MLP give goes through a norm.
+    pub fn norms_after(self) -> bool {
+        matches!(self, BlockKind::PostNorm | BlockKind::Sandwich)
+    }
 }
 
 /// How a decoder knows where a token stands.
@@ -52,18 +81,46 @@ pub enum NormKind {
 pub enum PositionKind {
     /// A learned vector a position, added to the token embedding.
     Learned,
-    /// Rotary embedding of queries and keys (Su et al. 2021).
-    Rope(RopeConfig),
+    /// Rotary embeddings of queries and keys (Su et al. 2021); a layer says which of them is its own, if any.
+    Rope(Vec<RopeConfig>),
 }
 
-/// The MLP of a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What is multiplied where; all 1 in most families.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scales {
+    /// Of the token embedding (Gemma: √d_model; Granite's `embedding_multiplier`).
+    pub embedding: f64,
+    /// Of what attention and MLP add to the stream (Granite's `residual_multiplier`).
+    pub residual: f64,
+    /// Of the logits (one over Granite's `logits_scaling`).
+    pub logits: f64,
+    /// Logits are brought into `±cap` by `cap · tanh(logit / cap)` (Gemma 2).
+    pub logit_softcap: Option<f64>,
+}
+
+impl Default for Scales {
+    fn default() -> Self {
+        Self { embedding: 1.0, residual: 1.0, logits: 1.0, logit_softcap: None }
+    }
+}
+
+/// The MLP of a layer.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MlpConfig {
+    /// Its form.
+    pub kind: MlpKind,
+    /// Its inner width; of one expert, where there are experts.
+    pub d_ff: usize,
+}
+
+/// The form of an MLP.
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum MlpKind {
     /// `down(act(up(x)))`.
     Plain(Activation),
     /// `down(act(gate(x)) · up(x))` (Shazeer 2020).
     Gated(Activation),
-    /// Gated experts, `top_k` of `n_experts` a token, weights renormalised over those (Mixtral, Jiang et al. 2024).
+    /// Gated experts, `top_k` of `n_experts` a token (Mixtral, Jiang et al. 2024).
     Experts {
         /// Nonlinearity of each expert.
         activation: Activation,
@@ -71,11 +128,13 @@ pub enum MlpKind {
         n_experts: usize,
         /// Experts that see a token.
         top_k: usize,
+        /// Whether the weights of a token's experts are made to add up to 1.
+        renormalised: bool,
     },
 }
 
 /// A pointwise nonlinearity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// `x · sigmoid(x)`.
     Silu,
@@ -85,6 +144,14 @@ pub enum Activation {
     GeluTanh,
     /// `max(x, 0)`.
     Relu,
+    /// As a gate only: `gate · sigmoid(gain · gate) · (up + 1)`, the gate bounded by `limit` from above, the other input from
+    /// both sides (gpt-oss 2025).
+    ClampedSwiglu {
+        /// The factor inside the sigmoid.
+        gain: f64,
+        /// The bound.
+        limit: f64,
+    },
 }
 
 /// Which projections carry a bias.
@@ -94,7 +161,7 @@ pub struct Biases {
     pub qkv: bool,
     /// `W_o`.
     pub output: bool,
-    /// Every matrix of a dense MLP.
+    /// Every matrix of an MLP, its experts' and their router's.
     pub mlp: bool,
 }
 
@@ -108,12 +175,43 @@ pub enum HeadKind {
 }
 
 /// What may differ from layer to layer.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct LayerConfig {
     /// A query sees itself and the `window − 1` positions before it; `None` sees all.
     pub window: Option<usize>,
+    /// Which of the model's rotary embeddings turns queries and keys; `None` for none.
+    pub rope: Option<usize>,
+    /// A norm of queries and keys before they are rotated.
+    pub qk_norm: Option<QkNorm>,
+    /// How queries and keys become weights.
+    pub scores: ScoreConfig,
+    /// The MLP.
+    pub mlp: MlpConfig,
     /// What the layer caches.
     pub attention: AttentionKind,
+}
+
+impl LayerConfig {
+    /// A layer that sees everything, scores `q · k / √d_head`, and caches keys and values.
+    pub fn plain(d_head: usize, rope: Option<usize>, mlp: MlpConfig) -> Self {
+        Self {
+            window: None,
+            rope,
+            qk_norm: None,
+            scores: ScoreConfig::plain(d_head),
+            mlp,
+            attention: AttentionKind::Grouped,
+        }
+    }
+}
+
+/// What RMSNorm of queries and keys goes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Each head (Qwen 3, Gemma 3).
+    Head,
+    /// All heads at once (OLMo 2).
+    Whole,
 }
 
 /// What a layer caches.
@@ -156,21 +254,96 @@ pub enum LatentWidth {
     },
 }
 
+/// One of the latents of a layer, and the tensors that belong to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LatentPart {
+    /// What is rebuilt from it.
+    pub serves: Serves,
+    /// Numbers a token.
+    pub width: usize,
+}
+
+/// What is rebuilt from a latent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Serves {
+    /// Keys.
+    Keys,
+    /// Values.
+    Values,
+    /// Both.
+    Both,
+}
+
+impl LatentPart {
+    /// Where its `W_down` is.
+    pub fn down(self) -> LayerSlot {
+        match self.serves {
+            Serves::Keys => LayerSlot::DownKey,
+            Serves::Values => LayerSlot::DownValue,
+            Serves::Both => LayerSlot::DownJoint,
+        }
+    }
+
+    /// Where its `W_up` is.
+    pub fn up(self) -> LayerSlot {
+        match self.serves {
+            Serves::Keys => LayerSlot::UpKey,
+            Serves::Values => LayerSlot::UpValue,
+            Serves::Both => LayerSlot::UpJoint,
+        }
+    }
+
+    /// Where the basis is in which it is quantised.
+    pub fn balance(self) -> LayerSlot {
+        match self.serves {
+            Serves::Keys => LayerSlot::BalanceKey,
+            Serves::Values => LayerSlot::BalanceValue,
+            Serves::Both => LayerSlot::BalanceJoint,
+        }
+    }
+
+    /// Rows of its `W_up`: what is rebuilt from it.
+    pub fn d_up(self, d_kv: usize) -> usize {
+        match self.serves {
+            Serves::Keys | Serves::Values => d_kv,
+            Serves::Both => 2 * d_kv,
+        }
+    }
+}
+
 impl LatentWidth {
-    /// The widths of its parts: those of keys and of values, or one of both.
-    pub fn parts(self) -> Vec<usize> {
+    /// The parts of a latent, in the order in which they are cached.
+    pub fn parts(self) -> Vec<LatentPart> {
         match self {
-            LatentWidth::Split { d_latent_k, d_latent_v } => vec![d_latent_k, d_latent_v],
-            LatentWidth::Joint { d_latent } => vec![d_latent],
+            LatentWidth::Split { d_latent_k, d_latent_v } => vec![
+                LatentPart { serves: Serves::Keys, width: d_latent_k },
+                LatentPart { serves: Serves::Values, width: d_latent_v },
+            ],
+            LatentWidth::Joint { d_latent } => {
+                vec![LatentPart { serves: Serves::Both, width: d_latent }]
+            }
+        }
+    }
+
+    /// The widths of its parts.
+    pub fn widths(self) -> Vec<usize> {
+        self.parts().into_iter().map(|part| part.width).collect()
+    }
+
+    /// The same parts in other widths; `None` where there are not as many.
+    pub fn with(self, widths: &[usize]) -> Option<Self> {
+        match (self, widths) {
+            (LatentWidth::Split { .. }, &[d_latent_k, d_latent_v]) => {
+                Some(LatentWidth::Split { d_latent_k, d_latent_v })
+            }
+            (LatentWidth::Joint { .. }, &[d_latent]) => Some(LatentWidth::Joint { d_latent }),
+            _ => None,
         }
     }
 
     /// Numbers cached a token.
     pub fn total(self) -> usize {
-        match self {
-            LatentWidth::Split { d_latent_k, d_latent_v } => d_latent_k + d_latent_v,
-            LatentWidth::Joint { d_latent } => d_latent,
-        }
+        self.widths().into_iter().sum()
     }
 }
 
@@ -222,6 +395,44 @@ impl DecoderConfig {
         }
     }
 
+    /// The rotary embeddings of the model; none with learned positions.
+    pub fn ropes(&self) -> &[RopeConfig] {
+        match &self.position {
+            PositionKind::Learned => &[],
+            PositionKind::Rope(ropes) => ropes,
+        }
+    }
+
+    /// The rotary embedding of a layer, if it has one.
+    pub fn rope(&self, layer: usize) -> Option<&RopeConfig> {
+        self.layers[layer].rope.and_then(|rope| self.ropes().get(rope))
+    }
+
+    /// How the queries of each layer reach the columns of a pass.
+    pub fn reach(&self) -> Vec<Reach> {
+        self.layers.iter().map(|layer| Reach { window: layer.window, rope: layer.rope }).collect()
+    }
+
+    /// Numbers a token that the latents of a layer are made of: its input, and normed keys before it.
+    pub fn d_latent_input(&self, layer: usize) -> usize {
+        self.d_model + if self.layers[layer].qk_norm.is_some() { self.d_kv() } else { 0 }
+    }
+
+    /// The numbers among those of [`d_latent_input`](Self::d_latent_input) that a part's `W_down` reads.
+    pub fn read_by(&self, layer: usize, part: LatentPart) -> std::ops::Range<usize> {
+        let all = self.d_latent_input(layer);
+        match (part.serves, self.layers[layer].qk_norm) {
+            (Serves::Both, _) | (_, None) => 0..all,
+            (Serves::Keys, Some(_)) => 0..self.d_kv(),
+            (Serves::Values, Some(_)) => self.d_kv()..all,
+        }
+    }
+
+    /// Tokens of a sequence that a layer still needs once there are `tokens`.
+    pub fn kept_tokens(&self, layer: usize, tokens: usize) -> usize {
+        self.layers[layer].window.map_or(tokens, |window| tokens.min(window))
+    }
+
     /// Numbers the layer caches a token.
     pub fn cached_numbers(&self, layer: usize) -> usize {
         match self.layers[layer].attention {
@@ -262,7 +473,7 @@ impl DecoderConfig {
     pub fn cached_bytes(&self, layer: usize) -> usize {
         match self.layers[layer].attention {
             AttentionKind::Grouped => self.cache_dtype.dense_bytes(2 * self.d_kv()),
-            AttentionKind::Latent(latent) => self.cache_dtype.latent_bytes(&latent.width.parts()),
+            AttentionKind::Latent(latent) => self.cache_dtype.latent_bytes(&latent.width.widths()),
         }
     }
 

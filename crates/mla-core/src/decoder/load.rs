@@ -5,18 +5,18 @@ use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::config::{DecoderConfig, HeadKind, PositionKind};
 use super::reader::Reader;
-use super::{Block, Decoder, Norm};
-use crate::attention::{Attention, Frame, Padding};
+use super::{Block, Decoder};
+use crate::attention::{Attention, Frame, Keys};
+use crate::norm::Norm;
+use crate::positions::Padding;
 use crate::source::{SourceError, WeightSource};
 use crate::weights::Slot;
 
 /// A frame for an uncached pass over `t` columns.
 pub fn frame(config: &DecoderConfig, padding: &Padding, t: usize, device: &Device) -> Frame {
-    let table = match &config.position {
-        PositionKind::Learned => None,
-        PositionKind::Rope(rope) => Some(rope.batch_table(config.d_head, t, &padding.lengths(t), device)),
-    };
-    Frame::new(config.layers.iter().map(|l| l.window).collect(), table.as_ref(), padding, 0, t, device)
+    let own = padding.lengths(t);
+    let tables: Vec<_> = config.ropes().iter().map(|rope| rope.batch_table(t, &own, device)).collect();
+    Frame::new(config.reach(), &tables, padding, 0, t, device)
 }
 
 impl Block {
@@ -36,6 +36,16 @@ impl Attention {
     /// When the source fails.
     pub fn load<S: WeightSource>(source: &S, layer: usize, device: &Device) -> Result<Self, SourceError> {
         Reader { source, device }.attention(layer, &[])
+    }
+}
+
+impl Keys {
+    /// Loads one layer's `W_k` and the norm behind it, where it has one.
+    ///
+    /// # Errors
+    /// When the source fails.
+    pub fn load<S: WeightSource>(source: &S, layer: usize, device: &Device) -> Result<Self, SourceError> {
+        Reader { source, device }.keys(layer)
     }
 }
 
@@ -107,8 +117,8 @@ impl Decoder {
         let config = source.config();
         let t = ids.first().map_or(0, Vec::len);
         assert!(ids.iter().all(|row| row.len() == t), "sequences of a batch are equally long");
-        let x =
-            source.rows(Slot::TokenEmbedding, &ids.concat(), device)?.reshape([ids.len(), t, config.d_model]);
+        let rows = source.rows(Slot::TokenEmbedding, &ids.concat(), device)?;
+        let x = config.scales.embedded(rows.reshape([ids.len(), t, config.d_model]));
         match config.position {
             PositionKind::Rope(_) => Ok(x),
             PositionKind::Learned => {

@@ -2,7 +2,7 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Linear;
-use burn::tensor::activation::{gelu, gelu_approximate, relu, silu, softmax};
+use burn::tensor::activation::{gelu, gelu_approximate, relu, sigmoid, silu, softmax};
 use burn::tensor::{Int, Tensor, TensorData};
 
 use super::config::Activation;
@@ -44,6 +44,11 @@ impl Activation {
             Activation::Gelu => gelu(x),
             Activation::GeluTanh => host::gelu_tanh(&x).unwrap_or_else(|| gelu_approximate(x)),
             Activation::Relu => relu(x),
+            // As a gate it has a rule of its own; by itself it is the gate's half of that.
+            Activation::ClampedSwiglu { gain, limit } => {
+                let x = x.clamp_max(limit);
+                x.clone() * sigmoid(x * gain)
+            }
         }
     }
 
@@ -52,11 +57,11 @@ impl Activation {
     /// # Shapes
     /// - `gate`, `up`: `[rows, d_ff]` → the same
     fn gate(self, gate: Tensor<2>, up: Tensor<2>) -> Tensor<2> {
-        let fused = match self {
-            Activation::Silu => host::silu_gate(&gate, &up),
-            _ => None,
-        };
-        fused.unwrap_or_else(|| self.apply(gate) * up)
+        match self {
+            Activation::Silu => host::silu_gate(&gate, &up).unwrap_or_else(|| silu(gate) * up),
+            Activation::ClampedSwiglu { limit, .. } => self.apply(gate) * (up.clamp(-limit, limit) + 1.0),
+            Activation::Gelu | Activation::GeluTanh | Activation::Relu => self.apply(gate) * up,
+        }
     }
 }
 
@@ -100,24 +105,35 @@ impl GatedMlp {
 }
 
 /// Sparse mixture of gated experts (Jiang et al. 2024, §2.1): the weights of a token's `top_k` experts are the softmax
-/// over all, renormalised over the chosen.
+/// over all, most often renormalised over the chosen (which is the softmax over the chosen).
 #[derive(Module, Debug)]
 pub struct Experts {
     /// `[n_experts, d_model]`.
     pub router: Param<Tensor<2>>,
+    /// `[n_experts]`.
+    pub router_bias: Option<Param<Tensor<1>>>,
     /// One MLP an expert.
     pub experts: Vec<GatedMlp>,
     /// Experts that see a token.
     pub top_k: usize,
+    /// Whether the weights of a token's experts add up to 1.
+    pub renormalised: bool,
 }
 
 impl Experts {
     fn forward(&self, tokens: Tensor<2>) -> Tensor<2> {
         let count = tokens.dims()[0];
         let device = tokens.device();
-        let scores = softmax(tokens.clone().matmul(self.router.val().transpose()), 1);
-        let (weights, chosen) = scores.topk_with_indices(self.top_k, 1);
-        let weights = weights.clone() / weights.sum_dim(1);
+        let scores = tokens.clone().matmul(self.router.val().transpose());
+        let scores = match &self.router_bias {
+            None => scores,
+            Some(bias) => scores + bias.val().unsqueeze::<2>(),
+        };
+        let (weights, chosen) = softmax(scores, 1).topk_with_indices(self.top_k, 1);
+        let weights = match self.renormalised {
+            true => weights.clone() / weights.sum_dim(1),
+            false => weights,
+        };
         let weights = weights.reshape([(count * self.top_k) as i64]);
         let chosen: Vec<i64> = chosen.into_data().iter::<i64>().collect();
 

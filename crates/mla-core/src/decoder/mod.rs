@@ -6,18 +6,17 @@ mod config;
 mod load;
 mod mlp;
 mod model;
-mod norm;
 #[cfg(test)]
 mod paths;
 mod reader;
 mod share;
 
+pub use crate::norm::Norm;
 pub use block::Block;
 pub use config::{
-    Activation, AttentionKind, Biases, DecoderConfig, HeadKind, LatentConfig, LatentWidth, LayerConfig,
-    MlpKind, NormKind, PositionKind, Sharing,
+    Activation, AttentionKind, Biases, BlockKind, DecoderConfig, HeadKind, LatentConfig, LatentPart,
+    LatentWidth, LayerConfig, MlpConfig, MlpKind, NormKind, PositionKind, QkNorm, Scales, Serves, Sharing,
 };
 pub use load::frame;
 pub use mlp::{Experts, GatedMlp, Mlp, PlainMlp};
 pub use model::Decoder;
-pub use norm::Norm;

@@ -5,13 +5,14 @@ use burn::nn::{Embedding, Linear};
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::block::Block;
-use super::config::DecoderConfig;
+use super::config::{DecoderConfig, Scales};
 use super::load::{frame, ids_tensor};
-use super::norm::Norm;
-use crate::attention::{Frame, Padding};
+use crate::attention::Frame;
 use crate::cache::{Cache, CacheError, Memory};
 use crate::host;
 use crate::linear::linear;
+use crate::norm::Norm;
+use crate::positions::Padding;
 
 /// Up to this many rows, a product reads the embedding row by row (`E hᵀ`) faster than transposed (`h Eᵀ`): one row of
 /// 1×576×49152 took 5 ms against 213 on the CPU backend.
@@ -86,8 +87,8 @@ impl Decoder {
         let t_q = ids.first().map_or(0, Vec::len);
         let past = cache.advance(ids.len(), t_q)?;
         check_batch(ids, cache.padding());
-        let windows = self.config.layers.iter().map(|l| l.window).collect();
-        let frame = Frame::new(windows, cache.rope.as_ref(), cache.padding(), past, t_q, &self.device());
+        let reach = self.config.reach();
+        let frame = Frame::new(reach, &cache.tables, cache.padding(), past, t_q, &self.device());
         let x = self.embed(ids, cache.padding(), past);
         Ok(self.run(x, &frame, Memory::Cache(cache)))
     }
@@ -97,10 +98,10 @@ impl Decoder {
     /// # Shapes
     /// - `hidden`: `[batch, t, d_model]` → `[batch, t, vocab_size]`
     pub fn logits(&self, hidden: Tensor<3>) -> Tensor<3> {
-        match &self.head {
+        self.config.scales.logits(match &self.head {
             Some(head) => linear(head, hidden),
             None => tied_logits(hidden, self.tokens.weight.val()),
-        }
+        })
     }
 
     /// The residual stream before the first layer, of columns that follow `past` others.
@@ -114,7 +115,7 @@ impl Decoder {
     /// If the sequences differ in length.
     pub fn embed(&self, ids: &[Vec<u32>], padding: &Padding, past: usize) -> Tensor<3> {
         let device = self.device();
-        let x = self.tokens.forward(ids_tensor(ids, &device));
+        let x = self.config.scales.embedded(self.tokens.forward(ids_tensor(ids, &device)));
         match &self.positions {
             None => x,
             Some(table) => {
@@ -131,6 +132,39 @@ impl Decoder {
             x = block.forward(x, frame, layer, &mut memory);
         }
         self.final_norm.forward(x)
+    }
+}
+
+impl Scales {
+    /// What the first layer reads of a token's embedding.
+    ///
+    /// # Shapes
+    /// - any
+    pub fn embedded<const D: usize>(&self, x: Tensor<D>) -> Tensor<D> {
+        if self.embedding == 1.0 { x } else { x * self.embedding }
+    }
+
+    /// Logits of what the head's matrix gives.
+    ///
+    /// # Shapes
+    /// - any
+    pub fn logits<const D: usize>(&self, products: Tensor<D>) -> Tensor<D> {
+        let logits = if self.logits == 1.0 { products } else { products * self.logits };
+        match self.logit_softcap {
+            None => logits,
+            Some(cap) => (logits / cap).tanh() * cap,
+        }
+    }
+
+    /// `∂logit/∂product`, the derivative of [`logits`](Self::logits), by the logit itself.
+    pub fn logit_slope(&self, logit: f32) -> f32 {
+        let bent = self.logit_softcap.map_or(1.0, |cap| 1.0 - (f64::from(logit) / cap).powi(2));
+        (bent * self.logits) as f32
+    }
+
+    /// Whether logits are the products themselves.
+    pub fn leave_logits(&self) -> bool {
+        self.logits == 1.0 && self.logit_softcap.is_none()
     }
 }
 

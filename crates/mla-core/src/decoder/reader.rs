@@ -5,11 +5,13 @@ use burn::nn::{Embedding, EmbeddingConfig, LayerNormConfig, Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
 
 use super::basis::Basis;
-use super::config::{AttentionKind, LatentConfig, LatentWidth, MlpKind, NormKind};
-use super::{Block, Experts, GatedMlp, Mlp, Norm, PlainMlp};
+use super::config::{AttentionKind, LatentConfig, LatentPart, LatentWidth, MlpKind, NormKind};
+use super::{Block, Experts, GatedMlp, Mlp, PlainMlp};
 use crate::attention::{
-    Attention, CrossTerms, GroupedAttention, JointProjections, LatentAttention, Projections, SplitProjections,
+    Attention, CrossTerms, GroupedAttention, JointProjections, Keys, LatentAttention, Projections, Queries,
+    Scores, SplitProjections,
 };
+use crate::norm::{HeadNorm, Norm};
 use crate::source::{SourceError, WeightSource};
 use crate::weights::{LayerSlot, Matrix, Part, Slot};
 
@@ -22,11 +24,20 @@ pub(super) struct Reader<'a, S> {
 impl<S: WeightSource> Reader<'_, S> {
     /// One layer; `earlier` as in [`attention`](Self::attention).
     pub(super) fn block(&self, layer: usize, earlier: &[Block]) -> Result<Block, SourceError> {
+        let config = self.source.config();
+        let (kind, residual_scale) = (config.block, config.scales.residual);
+        let norm = |there: bool, slot: fn(Part) -> LayerSlot| {
+            there.then(|| self.norm(|part| Slot::Layer(layer, slot(part)))).transpose()
+        };
         Ok(Block {
-            input_norm: self.norm(|part| Slot::Layer(layer, LayerSlot::InputNorm(part)))?,
+            input_norm: norm(kind.norms_before(), LayerSlot::InputNorm)?,
             attention: self.attention(layer, earlier)?,
-            mlp_norm: self.norm(|part| Slot::Layer(layer, LayerSlot::MlpNorm(part)))?,
+            attended_norm: norm(kind.norms_after(), LayerSlot::AttendedNorm)?,
+            mlp_norm: norm(kind.norms_before(), LayerSlot::MlpNorm)?,
             mlp: self.mlp(layer)?,
+            mlp_out_norm: norm(kind.norms_after(), LayerSlot::MlpOutNorm)?,
+            kind,
+            residual_scale,
         })
     }
 
@@ -67,42 +78,66 @@ impl<S: WeightSource> Reader<'_, S> {
 
     pub(super) fn norm(&self, slot: impl Fn(Part) -> Slot) -> Result<Norm, SourceError> {
         let config = self.source.config();
-        let gamma = self.vector(slot(Part::Weight))?;
-        Ok(match config.norm {
-            NormKind::Rms => Norm::Rms(RmsNorm { gamma, epsilon: config.norm_eps }),
-            NormKind::Layer => {
-                let mut norm =
-                    LayerNormConfig::new(config.d_model).with_epsilon(config.norm_eps).init(self.device);
-                norm.gamma = gamma;
-                norm.beta = Some(self.vector(slot(Part::Bias))?);
-                Norm::Layer(norm)
-            }
-        })
+        if config.norm != NormKind::Layer {
+            return Ok(Norm::Rms(self.rms_norm(slot(Part::Weight))?));
+        }
+        let mut norm = LayerNormConfig::new(config.d_model).with_epsilon(config.norm_eps).init(self.device);
+        norm.gamma = self.vector(slot(Part::Weight))?;
+        norm.beta = Some(self.vector(slot(Part::Bias))?);
+        Ok(Norm::Layer(norm))
+    }
+
+    fn rms_norm(&self, slot: Slot) -> Result<RmsNorm, SourceError> {
+        let config = self.source.config();
+        let gain = self.source.vector(slot, self.device)?;
+        let gain = if config.norm == NormKind::RmsPlusOne { gain + 1.0 } else { gain };
+        Ok(RmsNorm { gamma: frozen(gain), epsilon: config.norm_eps })
+    }
+
+    /// The norm of a layer's queries, or keys, where it has one.
+    fn head_norm(&self, layer: usize, slot: LayerSlot) -> Result<Option<HeadNorm>, SourceError> {
+        let there = self.source.config().layers[layer].qk_norm.is_some();
+        let norm = there.then(|| self.rms_norm(Slot::Layer(layer, slot))).transpose()?;
+        Ok(norm.map(|norm| HeadNorm { norm }))
+    }
+
+    /// `W_k` of a layer, and the norm behind it.
+    pub(super) fn keys(&self, layer: usize) -> Result<Keys, SourceError> {
+        let proj = self.linear(layer, LayerSlot::Key, self.source.config().biases.qkv)?;
+        Ok(Keys { proj, norm: self.head_norm(layer, LayerSlot::KeyNorm)? })
     }
 
     /// One layer's attention. Of the `earlier` blocks, the first of its group lends its `W_up`: the same parameter, so
     /// that it is in memory once.
     pub(super) fn attention(&self, layer: usize, earlier: &[Block]) -> Result<Attention, SourceError> {
         let config = self.source.config();
-        let (n_heads, n_kv_heads) = (config.n_heads, config.n_kv_heads);
+        let n_kv_heads = config.n_kv_heads;
         let biased = config.biases.qkv;
-        let q_proj = self.linear(layer, LayerSlot::Query, biased)?;
+        let queries = Queries {
+            proj: self.linear(layer, LayerSlot::Query, biased)?,
+            norm: self.head_norm(layer, LayerSlot::QueryNorm)?,
+            n_heads: config.n_heads,
+        };
+        let spec = config.layers[layer].scores;
+        let sinks = spec.sinks.then(|| self.vector(Slot::Layer(layer, LayerSlot::Sinks))).transpose()?;
+        let scores = Scores { scale: spec.scale, softcap: spec.softcap, sinks };
         let o_proj = self.linear(layer, LayerSlot::Output, config.biases.output)?;
         Ok(match config.layers[layer].attention {
             AttentionKind::Grouped => Attention::Grouped(GroupedAttention {
-                q_proj,
-                k_proj: self.linear(layer, LayerSlot::Key, biased)?,
+                queries,
+                keys: self.keys(layer)?,
                 v_proj: self.linear(layer, LayerSlot::Value, biased)?,
+                scores,
                 o_proj,
-                n_heads,
                 n_kv_heads,
             }),
             AttentionKind::Latent(latent) => Attention::Latent(LatentAttention {
-                q_proj,
+                queries,
+                keys: config.layers[layer].qk_norm.map(|_| self.keys(layer)).transpose()?,
                 projections: self.projections(layer, latent, earlier)?,
                 cross: self.cross(layer)?,
+                scores,
                 o_proj,
-                n_heads,
                 n_kv_heads,
             }),
         })
@@ -119,11 +154,17 @@ impl<S: WeightSource> Reader<'_, S> {
             _ => None,
         };
         let bases = self.bases(latent.up_of)?;
-        let biased = self.source.config().biases.qkv;
+        let config = self.source.config();
+        let biased = config.biases.qkv;
         let bias = |slot: fn(Part) -> LayerSlot| {
             biased.then(|| self.vector(Slot::Layer(layer, slot(Part::Bias)))).transpose()
         };
-        let (bias_k, bias_v) = (bias(LayerSlot::Key)?, bias(LayerSlot::Value)?);
+        // A bias before a norm is in the normed key already: nothing is added to what is rebuilt.
+        let bias_k = match (bias(LayerSlot::Key)?, config.layers[layer].qk_norm) {
+            (Some(bias), Some(_)) => Some(frozen(bias.val().zeros_like())),
+            (bias, _) => bias,
+        };
+        let bias_v = bias(LayerSlot::Value)?;
         // Transposed as all weights are: (W T⁻¹)ᵀ = T⁻ᵀ Wᵀ, (T W)ᵀ = Wᵀ Tᵀ.
         let up = |slot, lent: Option<&Linear>, part: usize, bias| -> Result<Linear, SourceError> {
             let weight = match (lent, bases.get(part)) {
@@ -176,19 +217,16 @@ impl<S: WeightSource> Reader<'_, S> {
         let Some(latent) = config.latent(layer).filter(|_| config.cache_dtype.bits().is_some()) else {
             return Ok(Vec::new());
         };
-        let slots: &[LayerSlot] = match latent.width {
-            LatentWidth::Split { .. } => &[LayerSlot::BalanceKey, LayerSlot::BalanceValue],
-            LatentWidth::Joint { .. } => &[LayerSlot::BalanceJoint],
-        };
-        let basis = |(width, &slot): (usize, &LayerSlot)| {
-            let slot = Slot::Layer(layer, slot);
+        let basis = |part: LatentPart| {
+            let slot = Slot::Layer(layer, part.balance());
             let balance = match latent.balanced {
                 true => Some(Matrix::from_tensor(&self.source.matrix(slot, self.device)?)),
                 false => None,
             };
-            Basis::new(width, balance.as_ref(), self.device).map_err(|why| format!("{slot}: {why}").into())
+            Basis::new(part.width, balance.as_ref(), self.device)
+                .map_err(|why| format!("{slot}: {why}").into())
         };
-        latent.width.parts().into_iter().zip(slots).map(basis).collect()
+        latent.width.parts().into_iter().map(basis).collect()
     }
 
     fn cross(&self, layer: usize) -> Result<Option<CrossTerms>, SourceError> {
@@ -230,7 +268,7 @@ impl<S: WeightSource> Reader<'_, S> {
     fn mlp(&self, layer: usize) -> Result<Mlp, SourceError> {
         let config = self.source.config();
         let biased = config.biases.mlp;
-        Ok(match config.mlp {
+        Ok(match config.layers[layer].mlp.kind {
             MlpKind::Plain(activation) => Mlp::Plain(PlainMlp {
                 up: self.linear(layer, LayerSlot::Up, biased)?,
                 down: self.linear(layer, LayerSlot::Down, biased)?,
@@ -242,18 +280,25 @@ impl<S: WeightSource> Reader<'_, S> {
                 down: self.linear(layer, LayerSlot::Down, biased)?,
                 activation,
             }),
-            MlpKind::Experts { activation, n_experts, top_k } => {
+            MlpKind::Experts { activation, n_experts, top_k, renormalised } => {
+                let linear = |slot: &dyn Fn(Part) -> LayerSlot| -> Result<Linear, SourceError> {
+                    let slot = |part| Slot::Layer(layer, slot(part));
+                    let bias = biased.then(|| self.vector(slot(Part::Bias))).transpose()?;
+                    Ok(Linear { weight: self.transposed(slot(Part::Weight))?, bias })
+                };
                 let expert = |e| -> Result<GatedMlp, SourceError> {
                     Ok(GatedMlp {
-                        gate: self.plain(layer, LayerSlot::ExpertGate(e))?,
-                        up: self.plain(layer, LayerSlot::ExpertUp(e))?,
-                        down: self.plain(layer, LayerSlot::ExpertDown(e))?,
+                        gate: linear(&|part| LayerSlot::ExpertGate(e, part))?,
+                        up: linear(&|part| LayerSlot::ExpertUp(e, part))?,
+                        down: linear(&|part| LayerSlot::ExpertDown(e, part))?,
                         activation,
                     })
                 };
                 let experts: Result<_, _> = (0..n_experts).map(expert).collect();
-                let router = self.matrix(Slot::Layer(layer, LayerSlot::Router))?;
-                Mlp::Experts(Experts { router, experts: experts?, top_k })
+                let router = |part| Slot::Layer(layer, LayerSlot::Router(part));
+                let router_bias = biased.then(|| self.vector(router(Part::Bias))).transpose()?;
+                let router = self.matrix(router(Part::Weight))?;
+                Mlp::Experts(Experts { router, router_bias, experts: experts?, top_k, renormalised })
             }
         })
     }

@@ -11,7 +11,7 @@ use burn::nn::Linear;
 use burn::tensor::{Device, Tensor};
 
 use super::{Block, Decoder};
-use crate::attention::Attention;
+use crate::attention::{Attention, Queries, Scores};
 use crate::source::{SourceError, WeightSource};
 
 impl Decoder {
@@ -43,33 +43,46 @@ impl Decoder {
 impl Block {
     /// With what equals another block's taken from there.
     fn shared(self, twin: &Self) -> Self {
-        let (theirs_q, theirs_o) = outer(&twin.attention);
+        let (queries, scores, o_proj) = outer(&twin.attention);
         let attention = match self.attention {
             Attention::Grouped(mut attention) => {
-                attention.q_proj = shared(attention.q_proj, theirs_q);
-                attention.o_proj = shared(attention.o_proj, theirs_o);
+                attention.queries = shared(attention.queries, queries);
+                attention.scores = shared(attention.scores, scores);
+                attention.o_proj = shared(attention.o_proj, o_proj);
                 Attention::Grouped(attention)
             }
             Attention::Latent(mut attention) => {
-                attention.q_proj = shared(attention.q_proj, theirs_q);
-                attention.o_proj = shared(attention.o_proj, theirs_o);
+                attention.queries = shared(attention.queries, queries);
+                attention.keys = attention.keys.map(|keys| match &twin.attention {
+                    Attention::Grouped(twin) => shared(keys, &twin.keys),
+                    Attention::Latent(twin) => match &twin.keys {
+                        Some(twin) => shared(keys, twin),
+                        None => keys,
+                    },
+                });
+                attention.scores = shared(attention.scores, scores);
+                attention.o_proj = shared(attention.o_proj, o_proj);
                 Attention::Latent(attention)
             }
         };
         Self {
             input_norm: shared(self.input_norm, &twin.input_norm),
             attention,
+            attended_norm: shared(self.attended_norm, &twin.attended_norm),
             mlp_norm: shared(self.mlp_norm, &twin.mlp_norm),
             mlp: shared(self.mlp, &twin.mlp),
+            mlp_out_norm: shared(self.mlp_out_norm, &twin.mlp_out_norm),
+            kind: self.kind,
+            residual_scale: self.residual_scale,
         }
     }
 }
 
-/// What every attention has, whatever it caches: `W_q` and `W_o`.
-fn outer(attention: &Attention) -> (&Linear, &Linear) {
+/// What every attention has, whatever it caches: queries, scores and `W_o`.
+fn outer(attention: &Attention) -> (&Queries, &Scores, &Linear) {
     match attention {
-        Attention::Grouped(attention) => (&attention.q_proj, &attention.o_proj),
-        Attention::Latent(attention) => (&attention.q_proj, &attention.o_proj),
+        Attention::Grouped(attention) => (&attention.queries, &attention.scores, &attention.o_proj),
+        Attention::Latent(attention) => (&attention.queries, &attention.scores, &attention.o_proj),
     }
 }
 

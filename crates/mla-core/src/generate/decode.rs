@@ -6,9 +6,9 @@ use burn::tensor::Tensor;
 use thiserror::Error;
 
 use super::sample::{Sampler, Sampling};
-use crate::attention::Padding;
 use crate::cache::{Cache, CacheError};
 use crate::decoder::Decoder;
+use crate::positions::Padding;
 use crate::source::host_f32;
 
 /// How to generate.

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 
 use mla_core::LayerSlot;
+use mla_core::decoder::Serves;
 
 use crate::error::Error;
 use crate::factors::Factors;
@@ -31,7 +32,7 @@ impl Writer {
     /// Inserts a layer's factors.
     ///
     /// # Shapes
-    /// - `decoder`: `[2 · d_kv, ranks of reads and own]`, whitened; `down`: `[own ranks, d_model]`
+    /// - `decoder`: `[2 · d_kv, ranks of reads and own]`, whitened; `down`: `[own ranks, d_latent_input]`
     pub(in crate::method) fn layer(
         &mut self,
         layer: usize,
@@ -50,19 +51,18 @@ impl Writer {
                 let both = Mat64::stack(&[&halves[0], &halves[1]]).block(0..2 * d_kv, own..own + rank);
                 let (w_up, triangle) = qr(&both);
                 self.factors.insert(layer, LayerSlot::UpJoint, &w_up)?;
-                self.factors.insert(layer, LayerSlot::DownJoint, &triangle.dot(down))?;
+                self.factors.insert_down(layer, Serves::Both, &triangle.dot(down))?;
                 self.triangles.insert(layer, vec![triangle]);
             }
             [r_k, r_v] => {
                 let places = [own..own + r_k, own + r_k..own + r_k + r_v];
-                let slots =
-                    [(LayerSlot::UpKey, LayerSlot::DownKey), (LayerSlot::UpValue, LayerSlot::DownValue)];
+                let slots = [(LayerSlot::UpKey, Serves::Keys), (LayerSlot::UpValue, Serves::Values)];
                 let mut triangles = Vec::with_capacity(2);
-                for (part, (up, down_slot)) in slots.into_iter().enumerate() {
+                for (part, (up, serves)) in slots.into_iter().enumerate() {
                     let (w_up, triangle) = qr(&halves[part].block(0..d_kv, places[part].clone()));
                     let rows = places[part].start - own..places[part].end - own;
                     self.factors.insert(layer, up, &w_up)?;
-                    self.factors.insert(layer, down_slot, &triangle.dot(&down.row_block(rows)))?;
+                    self.factors.insert_down(layer, serves, &triangle.dot(&down.row_block(rows)))?;
                     triangles.push(triangle);
                 }
                 self.triangles.insert(layer, triangles);

@@ -2,8 +2,8 @@
 
 use handlers::Error;
 use mla_core::WeightSource;
-use mla_core::attention::RopeScaling;
-use mla_core::decoder::{HeadKind, PositionKind};
+use mla_core::decoder::HeadKind;
+use mla_core::positions::RopeScaling;
 use serde_json::{Value, json};
 
 use super::refuses;
@@ -16,7 +16,7 @@ const REQUIRED: [(&str, &[&str]); 4] = [
         "llama",
         &["hidden_size", "num_attention_heads", "intermediate_size", "vocab_size", "num_hidden_layers"],
     ),
-    ("mixtral", &["hidden_size", "num_local_experts", "num_experts_per_tok"]),
+    ("mixtral", &["hidden_size"]),
     ("qwen2", &["hidden_size", "num_hidden_layers"]),
 ];
 
@@ -150,10 +150,14 @@ fn a_head_that_cannot_be_rotated_is_refused() {
 #[test]
 fn a_rope_of_an_unknown_kind_or_without_its_factors_is_refused() {
     let scratch = Scratch::of("llama");
-    for kind in ["yarn", "longrope", "su", ""] {
+    for kind in ["ntk", "mrope", ""] {
         scratch.set("rope_scaling", json!({ "type": kind, "factor": 2.0 }));
         refuses!(scratch.open(), Error::BadField { field, found, .. }
             if field == "rope_scaling" && found.trim_matches('"') == kind);
+    }
+    for kind in ["longrope", "su"] {
+        scratch.set("rope_scaling", json!({ "type": kind, "long_factor": [1.0] }));
+        refuses!(scratch.open(), Error::MissingField { field, .. } if field == "short_factor");
     }
     for kind in ["linear", "dynamic", "llama3"] {
         scratch.set("rope_scaling", json!({ "rope_type": kind }));
@@ -179,7 +183,7 @@ fn rope_parameters_of_transformers_5_stand_before_the_older_fields() {
     let scratch = Scratch::of("llama");
     scratch.set("rope_parameters", json!({ "rope_type": "linear", "factor": 4.0, "rope_theta": 77.0 }));
     let model = scratch.open().expect("a model");
-    let PositionKind::Rope(rope) = &model.config().position else { panic!("a rope") };
+    let rope = model.config().rope(0).expect("a rope");
     assert_eq!((rope.theta, &rope.scaling), (77.0, &RopeScaling::Linear { factor: 4.0 }));
 }
 

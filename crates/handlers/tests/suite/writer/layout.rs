@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::{place, plan, prompt, reopen, write, written};
 use crate::conversion::{exact, exact_where, random, section};
 use crate::scratch::{Raw, Scratch, read_tensors};
-use crate::twin::{TWINS, folder, load, logits, open};
+use crate::twin::{folder, load, logits, open, twins};
 
 fn keys(scratch: &Scratch) -> Vec<String> {
     read_tensors(&place(scratch).join("model.safetensors")).into_keys().collect()
@@ -73,21 +73,32 @@ fn the_query_of_a_fused_tensor_moves_and_the_fused_bias_stays() {
 
 #[test]
 fn original_weights_are_stored_when_asked_for() {
-    for name in TWINS {
+    for name in twins() {
         let donor = open(name);
         let factors = random(&donor, 4, 4, 6);
         let scratch = Scratch::empty();
         let section = MlaSection { store_original_weights: true, ..section(&factors) };
         let model = written(&scratch, &FolderPlan { section, ..plan(&donor, &factors) });
         assert!(model.section().expect("a section").store_original_weights);
-        let module = if name == "gpt2" { "h.1.attn" } else { "model.layers.1.self_attn" };
+        let module = match name {
+            "gpt2" => "h.1.attn",
+            "gpt-neox" | "gpt-neox-sequential" => "gpt_neox.layers.1.attention",
+            "gemma3-nested" => "language_model.model.layers.1.self_attn",
+            _ => "model.layers.1.self_attn",
+        };
+        let normed = donor.config().layers[1].qk_norm.is_some();
         let tensors = read_tensors(&place(&scratch).join("model.safetensors"));
         for (key, slot) in [("w_k", LayerSlot::Key(Part::Weight)), ("w_v", LayerSlot::Value(Part::Weight))] {
             let device = burn::tensor::Device::default();
             let slot = Slot::Layer(1, slot);
             let original = Matrix::from_tensor(&donor.matrix(slot, &device).expect("a projection"));
             let expected = Raw::f32(&[original.rows, original.cols], &original.data);
-            assert_eq!(tensors[&format!("{module}.mla.{key}")], expected, "{name}, {key}");
+            let place = match normed && key == "w_k" {
+                // Needed anyway, and where it was.
+                true => format!("{module}.k_proj.weight"),
+                false => format!("{module}.mla.{key}"),
+            };
+            assert_eq!(tensors[&place], expected, "{name}, {key}");
             let again = Matrix::from_tensor(&model.matrix(slot, &device).expect("the original"));
             assert_eq!(again, original, "{name}, {key}");
         }
@@ -108,7 +119,11 @@ fn a_patch_of_any_projection_is_written_as_the_family_stores_it() {
         for layer in 0..donor.config().n_layers() {
             factors.insert_layer(layer, LayerSlot::Output(Part::Weight), ramp(d_model, d_q));
             factors.insert_layer(layer, LayerSlot::Query(Part::Weight), ramp(d_q, d_model));
-            factors.insert_layer(layer, LayerSlot::Up(Part::Weight), ramp(donor.config().d_ff, d_model));
+            factors.insert_layer(
+                layer,
+                LayerSlot::Up(Part::Weight),
+                ramp(donor.config().layers[0].mlp.d_ff, d_model),
+            );
         }
         let scratch = Scratch::empty();
         let model = written(&scratch, &plan(&donor, &factors));

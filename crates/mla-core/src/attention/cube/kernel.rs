@@ -29,7 +29,7 @@ const STRIDE: usize = CHUNK + 1;
 /// - `mixed`: `[batch, spans, rows, read_v]`; `peaks`, `sums`: `[batch, spans, rows]`
 ///
 /// `past` tokens are before the first of the `t_q` queries, each of which sees the last `window` tokens (all, if that is 0) but for
-/// those `left` of its sequence; spans are of `span` tokens, from `first` on.
+/// those `left` of its sequence; spans are of `span` tokens, from `first` on. Scores are bounded by `softcap`, unless that is 0.
 #[expect(clippy::too_many_arguments, reason = "a kernel takes numbers one by one")]
 #[cube(launch)]
 pub(super) fn attend_span<F: Float>(
@@ -44,6 +44,7 @@ pub(super) fn attend_span<F: Float>(
     window: u32,
     first: u32,
     span: u32,
+    softcap: f32,
     #[comptime] key_start: usize,
     #[comptime] read_k: usize,
     #[comptime] value_start: usize,
@@ -111,6 +112,9 @@ pub(super) fn attend_span<F: Float>(
             }
             sync_cube();
             chunk += CHUNK;
+        }
+        if softcap > 0.0 {
+            score = softcap * f32::tanh(score / softcap);
         }
         let token = from + at;
         let (window, reach) = (window as usize, token + window as usize);

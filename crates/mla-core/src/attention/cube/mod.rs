@@ -34,7 +34,7 @@ impl LatentAttention {
     pub(super) fn suits_cubes(&self, paths: Paths, q: &Tensor<3>) -> bool {
         paths == Paths { keys: Path::Absorbed, values: Path::Absorbed }
             && self.cross.is_none()
-            && self.values().span().len() <= MOST_COLUMNS
+            && self.made_values().span().len() <= MOST_COLUMNS
             && q.clone().try_into_primitive::<CubeBackend>().is_ok()
     }
 
@@ -50,7 +50,7 @@ impl LatentAttention {
         layer: usize,
         memory: &Memory<'_>,
     ) -> Option<Tensor<3>> {
-        let (keys, values) = (self.keys(), self.values());
+        let (keys, values) = (self.made_keys(), self.made_values());
         // What comes before the first visible token is not read, but counted: positions are those in the cache.
         let Kept::Float(latents) = memory.kept(layer, 0..frame.t_kv()) else { return None };
         let latents = latents.try_into_primitive::<CubeBackend>().ok()?;
@@ -71,10 +71,12 @@ impl LatentAttention {
             left: left.try_into_primitive::<CubeBackend>().ok()?,
             keys: keys.span(),
             values: values.span(),
+            softcap: self.scores.softcap,
             frame,
             layer,
         });
-        Some(self.taken_to_values(&values, spans.mean()))
+        let (mean, weight) = spans.mean(self.scores.sink_rows(frame.t_q()));
+        Some(self.taken_to_values(&values, mean, weight))
     }
 }
 
@@ -89,17 +91,26 @@ struct Spans {
 }
 
 impl Spans {
-    /// The spans as one: each brought to the largest score of all.
+    /// The spans as one: each brought to the largest score of all. Sinks take their weight and give no value; with them, what
+    /// the weights of the others add up to.
     ///
     /// # Shapes
-    /// - `[batch, rows, read_v]`
-    fn mean(self) -> Tensor<3> {
+    /// - `sinks`: `[1, rows, 1]` → `[batch, rows, read_v]`, `[batch, rows, 1]`
+    fn mean(self, sinks: Option<Tensor<3>>) -> (Tensor<3>, Option<Tensor<3>>) {
         let Self { mixed, peaks, sums } = self;
-        let fades = (peaks.clone() - peaks.max_dim(1)).exp();
+        let highest = peaks.clone().max_dim(1);
+        let fades = (peaks - highest.clone()).exp();
         let sum = (sums * fades.clone()).sum_dim(1).squeeze_dim::<2>(1);
+        let (sum, weight) = match sinks {
+            None => (sum, None),
+            Some(sinks) => {
+                let with = sum.clone() + (sinks.squeeze_dim::<2>(2) - highest.squeeze_dim::<2>(1)).exp();
+                (with.clone(), Some((sum / with).unsqueeze_dim::<3>(2)))
+            }
+        };
         let mixed = (mixed * fades.unsqueeze_dim::<4>(3)).sum_dim(1).squeeze_dim::<3>(1);
         // A row that sees nothing, of padding, has to stay a number.
-        mixed / sum.clamp_min(f32::MIN_POSITIVE).unsqueeze_dim::<3>(2)
+        (mixed / sum.clamp_min(f32::MIN_POSITIVE).unsqueeze_dim::<3>(2), weight)
     }
 }
 
@@ -114,12 +125,13 @@ struct Operands<'a> {
     left: CubeTensor,
     keys: Range<usize>,
     values: Range<usize>,
+    softcap: Option<f64>,
     frame: &'a Frame,
     layer: usize,
 }
 
 fn spans(operands: Operands<'_>) -> Spans {
-    let Operands { queries, latents, float, left, keys, values, frame, layer } = operands;
+    let Operands { queries, latents, float, left, keys, values, softcap, frame, layer } = operands;
     let [batch, rows, _] = queries.meta.shape().dims();
     let visible = frame.visible(layer);
     let blocks = rows.div_ceil(kernel::ROWS);
@@ -147,6 +159,7 @@ fn spans(operands: Operands<'_>) -> Spans {
         number(frame.window(layer).unwrap_or(0)),
         number(visible.start),
         number(span),
+        softcap.map_or(0.0, |cap| cap as f32),
         keys.start,
         keys.len(),
         values.start,

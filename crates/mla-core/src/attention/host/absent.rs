@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use super::cost::Paths;
 use super::frame::Frame;
 use super::latent::LatentAttention;
+use super::scores::Scores;
 use crate::cache::Memory;
 
 pub(super) const TILE: usize = 128;
@@ -24,6 +25,7 @@ impl LatentAttention {
 }
 
 pub(super) fn attend_cached(
+    _scores: &Scores,
     _q: Tensor<4>,
     _k: &Tensor<4>,
     _v: &Tensor<4>,

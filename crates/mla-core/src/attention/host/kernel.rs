@@ -37,6 +37,10 @@ pub(crate) struct Shape {
     pub(crate) past: usize,
     /// A query sees itself and so many tokens before it, less one.
     pub(crate) window: Option<usize>,
+    /// The bound of a score.
+    pub(crate) softcap: Option<f32>,
+    /// A logit a query head that takes weight and gives no value.
+    pub(crate) sinks: Option<Vec<f32>>,
     /// Padding columns of each sequence.
     pub(crate) left: Vec<usize>,
 }
@@ -125,10 +129,19 @@ fn unit_of(
         [start] => vec![walk(start)],
         _ => starts.into_par_iter().map(walk).collect(),
     };
+    let sinks = shape.sinks.as_ref().map(|sinks| {
+        let group = shape.n_heads / shape.n_kv_heads;
+        let sinks = sinks[heads.start * group..heads.end * group].iter();
+        sinks.flat_map(|&sink| std::iter::repeat_n(sink, shape.t_q)).collect::<Vec<_>>()
+    });
+    let width = sequence.values.width(shape.d_head);
+    let sunk = sinks.as_ref().map(|sinks| Running::of_sinks(sinks.clone(), width));
     // In the order of the tokens, so that the same numbers come out whoever was first.
-    let mean = walked.into_iter().reduce(Running::merged).map_or_else(Vec::new, Running::mean);
+    let Some(whole) = sunk.into_iter().chain(walked).reduce(Running::merged) else { return };
+    let weight = sinks.map(|sinks| whole.weight_beside(&sinks));
+    let mean = whole.mean();
     match &sequence.values {
-        Side::Absorbed(made) => made.to_values(&mean, heads, rows_a_head, out),
+        Side::Absorbed(made) => made.to_values(&mean, weight.as_deref(), heads, rows_a_head, out),
         Side::Cached(_) | Side::Rebuilt(_) => out.copy_from_slice(&mean),
     }
 }
@@ -298,6 +311,9 @@ impl Unit<'_> {
                 continue;
             }
             let weights = &mut weights[seen];
+            if let Some(cap) = self.shape.softcap {
+                lanes::cap(weights, cap);
+            }
             let before = self.running.max[row];
             let max = lanes::largest(before, weights);
             if max > before {

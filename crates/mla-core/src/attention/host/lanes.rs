@@ -49,11 +49,19 @@ pub(super) fn add_scaled(row: &mut [f32], more: &[f32], by: f32) {
     row.iter_mut().zip(more).for_each(|(x, &y)| *x += y * by);
 }
 
-/// Rotates the pairs `(j, j + d_head/2)` of every head in a row.
+/// `cap · tanh(x / cap)`, with `tanh(y) = 1 − 2 / (exp(2y) + 1)`.
+#[inline(always)]
+pub(super) fn cap(row: &mut [f32], cap: f32) {
+    let twice = 2.0 / cap;
+    // Beyond ±20 the tangent is ±1 in f32.
+    row.iter_mut().for_each(|x| *x = cap - 2.0 * cap / (exp((*x * twice).clamp(-40.0, 40.0)) + 1.0));
+}
+
+/// Rotates the pairs `(j, j + d_rotary/2)` of every head in a row, with `d_rotary / 2` cosines and sines.
 #[inline(always)]
 pub(super) fn rotate(row: &mut [f32], d_head: usize, cos: &[f32], sin: &[f32]) {
     for head in row.chunks_exact_mut(d_head) {
-        let (a, b) = head.split_at_mut(d_head / 2);
+        let (a, b) = head.split_at_mut(cos.len());
         for (((a, b), &cos), &sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
             (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
         }
@@ -63,6 +71,16 @@ pub(super) fn rotate(row: &mut [f32], d_head: usize, cos: &[f32], sin: &[f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_capped_score_is_that_of_the_tangent() {
+        let mut row: Vec<f32> = (-60..60).map(|i| i as f32 * 0.37).chain([1e6, -1e6]).collect();
+        let right: Vec<f64> = row.iter().map(|&x| 2.5 * (f64::from(x) / 2.5).tanh()).collect();
+        cap(&mut row, 2.5);
+        for (ours, right) in row.into_iter().zip(right) {
+            assert!((f64::from(ours) - right).abs() < 1e-6 * 2.5, "{ours} {right}");
+        }
+    }
 
     #[test]
     fn rows_of_any_length_are_reduced_whole() {

@@ -24,9 +24,9 @@ pub(super) struct Made<'a> {
 /// Cosines and sines of every token of a sequence, padded ones left out.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rotated<'a> {
-    /// `[positions, d_head / 2]`.
+    /// `[positions, d_rotary / 2]`.
     pub(super) cos: Rows<'a>,
-    /// `[positions, d_head / 2]`.
+    /// `[positions, d_rotary / 2]`.
     pub(super) sin: Rows<'a>,
 }
 
@@ -53,17 +53,26 @@ impl Made<'_> {
         out
     }
 
-    /// `W_uv c + b_v` for means of latents.
+    /// `W_uv c + b_v` for weighted sums of latents; `weight` is the sum of the weights where it is not 1, and counts for the
+    /// bias.
     ///
     /// # Shapes
-    /// - `mean`: row-major `[rows, span]`, `rows_a_head` of each head, `out`: row-major `[rows, d_head]`
-    pub(super) fn to_values(&self, mean: &[f32], heads: Range<usize>, rows_a_head: usize, out: &mut [f32]) {
+    /// - `mean`: row-major `[rows, span]`, `rows_a_head` of each head, `weight`: `[rows]`, `out`: row-major `[rows, d_head]`
+    pub(super) fn to_values(
+        &self,
+        mean: &[f32],
+        weight: Option<&[f32]>,
+        heads: Range<usize>,
+        rows_a_head: usize,
+        out: &mut [f32],
+    ) {
         let (width, rows) = (self.span().len(), heads.len() * rows_a_head);
         let d_head = out.len() / rows;
         let mean = Rows::new(mean, rows, width);
         out.par_chunks_mut(rows_a_head * d_head).zip(heads).enumerate().for_each(|(at, (out, head))| {
-            let mean = mean.span(at * rows_a_head..(at + 1) * rows_a_head);
-            pulp::Arch::new().dispatch(ToValues { made: self, head, mean, out });
+            let rows = at * rows_a_head..(at + 1) * rows_a_head;
+            let (mean, weight) = (mean.span(rows.clone()), weight.map(|weight| &weight[rows]));
+            pulp::Arch::new().dispatch(ToValues { made: self, head, mean, weight, out });
         });
     }
 
@@ -118,6 +127,7 @@ struct ToValues<'m, 'a> {
     made: &'m Made<'a>,
     head: usize,
     mean: Rows<'m>,
+    weight: Option<&'m [f32]>,
     out: &'m mut [f32],
 }
 
@@ -126,7 +136,7 @@ impl WithSimd for ToValues<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { made, head, mean, out } = self;
+        let Self { made, head, mean, weight, out } = self;
         let (start, d_head) = (made.span().start, out.len() / mean.count);
         out.fill(0.0);
         for (columns, weight) in &made.terms {
@@ -135,7 +145,9 @@ impl WithSimd for ToValues<'_, '_> {
         }
         if let Some(bias) = made.bias {
             let bias = &bias[head * d_head..(head + 1) * d_head];
-            out.chunks_exact_mut(d_head).for_each(|row| lanes::add_scaled(row, bias, 1.0));
+            for (row, out) in out.chunks_exact_mut(d_head).enumerate() {
+                lanes::add_scaled(out, bias, weight.map_or(1.0, |weight| weight[row]));
+            }
         }
     }
 }

@@ -20,6 +20,7 @@ use super::cost::{Path, Paths};
 use super::frame::Frame;
 use super::latent::LatentAttention;
 use super::projections;
+use super::scores::Scores;
 use crate::cache::Memory;
 use crate::host::Operand;
 use kernel::{Sequence, Shape, Side};
@@ -79,16 +80,15 @@ impl LatentAttention {
         let latents: Vec<_> = latents
             .map(|layer| Cached::latents(memory.kept(layer, 0..frame.t_kv())))
             .collect::<Option<_>>()?;
-        let (keys, values) = (Matrices::of(&self.keys())?, Matrices::of(&self.values())?);
-        let table = frame.table();
-        let table = match &table {
+        let (keys, values) = (Matrices::of(&self.made_keys())?, Matrices::of(&self.made_values())?);
+        let table = match frame.table(layer) {
             None => None,
             Some(table) => Some((Operand::rows(&table.cos)?, Operand::rows(&table.sin)?)),
         };
-        let shape = shape(frame, layer, tile, [self.n_heads, self.n_kv_heads, d_head]);
+        let shape = shape(&self.scores, frame, layer, tile, [self.queries.n_heads, self.n_kv_heads, d_head])?;
         let sequence = |row: usize| {
-            let rotated = table.as_ref().map(|(cos, sin)| {
-                let positions = frame.positions_of(row);
+            let rotated = table.as_ref().zip(frame.table(layer)).map(|((cos, sin), table)| {
+                let positions = table.rows_of(row);
                 Rotated { cos: cos.at(&[]).span(positions.clone()), sin: sin.at(&[]).span(positions) }
             });
             Sequence {
@@ -110,6 +110,7 @@ impl LatentAttention {
 /// - `q`: `[batch, n_heads, t_q, d_head]`, rotated, `k`, `v`: `[batch, n_kv_heads, t_kv, d_head]` →
 ///   `[batch, n_heads, t_q, d_head]`
 pub(super) fn attend_cached(
+    scores: &Scores,
     q: Tensor<4>,
     k: &Tensor<4>,
     v: &Tensor<4>,
@@ -119,7 +120,7 @@ pub(super) fn attend_cached(
     let ([batch, n_heads, t_q, d_head], n_kv_heads) = (q.dims(), k.dims()[1]);
     let (k, v) = (Cached::float(k)?, Cached::float(v)?);
     let device = q.device();
-    let q = q.reshape([batch, n_heads * t_q, d_head]) * (1.0 / (d_head as f64).sqrt());
+    let q = scores.scaled(q.reshape([batch, n_heads * t_q, d_head]));
     let queries = Operand::rows(&q)?;
     let sequence = |row: usize| {
         let [keys, values] =
@@ -127,12 +128,24 @@ pub(super) fn attend_cached(
         Sequence { queries: queries.at(&[row]), latents: Vec::new(), keys, values }
     };
     let sequences: Vec<_> = (0..batch).map(sequence).collect();
-    let heads = kernel::attend(&shape(frame, layer, TILE, [n_heads, n_kv_heads, d_head]), &sequences);
+    let shape = shape(scores, frame, layer, TILE, [n_heads, n_kv_heads, d_head])?;
+    let heads = kernel::attend(&shape, &sequences);
     Some(Tensor::from_data(TensorData::new(heads, [batch, n_heads, t_q, d_head]), &device))
 }
 
-fn shape(frame: &Frame, layer: usize, tile: usize, [n_heads, n_kv_heads, d_head]: [usize; 3]) -> Shape {
-    Shape {
+/// `None` where the sinks are not the CPU's.
+fn shape(
+    scores: &Scores,
+    frame: &Frame,
+    layer: usize,
+    tile: usize,
+    [n_heads, n_kv_heads, d_head]: [usize; 3],
+) -> Option<Shape> {
+    let sinks = match &scores.sinks {
+        None => None,
+        Some(sinks) => Some(Operand::rows(&sinks.val())?.vector().to_vec()),
+    };
+    Some(Shape {
         n_heads,
         n_kv_heads,
         d_head,
@@ -140,6 +153,8 @@ fn shape(frame: &Frame, layer: usize, tile: usize, [n_heads, n_kv_heads, d_head]
         t_q: frame.t_q(),
         past: frame.past(),
         window: frame.window(layer),
+        softcap: scores.softcap.map(|cap| cap as f32),
+        sinks,
         left: frame.padding().columns().to_vec(),
-    }
+    })
 }

@@ -15,6 +15,12 @@ impl Running {
         Self { max: vec![f32::MIN; rows], sum: vec![0.0; rows], mixed: vec![0.0; rows * width], width }
     }
 
+    /// Before any token: the weight that sinks take, and no value. One sink a row.
+    pub(super) fn of_sinks(sinks: Vec<f32>, width: usize) -> Self {
+        let rows = sinks.len();
+        Self { max: sinks, sum: vec![1.0; rows], mixed: vec![0.0; rows * width], width }
+    }
+
     /// Two walks through different tokens as one.
     pub(super) fn merged(mut self, other: Self) -> Self {
         for row in 0..self.max.len() {
@@ -27,6 +33,12 @@ impl Running {
             lanes::add_scaled(&mut self.mixed[place.clone()], &other.mixed[place], theirs);
         }
         self
+    }
+
+    /// What the weights of all but the sinks add up to, a row each.
+    pub(super) fn weight_beside(&self, sinks: &[f32]) -> Vec<f32> {
+        let rows = sinks.iter().zip(&self.max).zip(&self.sum);
+        rows.map(|((sink, max), sum)| 1.0 - (sink - max).exp() / sum).collect()
     }
 
     /// The weighted means. A row that saw nothing is padding, which nobody reads.
