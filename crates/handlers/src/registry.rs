@@ -46,6 +46,7 @@ impl Registry {
                 Box::new(families::Gemma3),
                 Box::new(families::Gpt2),
                 Box::new(families::GptNeoX),
+                Box::new(families::GptOss),
                 Box::new(families::Granite),
                 Box::new(families::Llama),
                 Box::new(families::Ministral),
