@@ -274,7 +274,9 @@ fn a_tokenizer_that_is_missing_or_none() {
     scratch.write("tokenizer.json", "{}");
     refuses("tokenizer.json: ");
     scratch.remove("tokenizer.json");
-    refuses("tokenizer.json: the file is missing");
+    refuses("has no tokenizer.json");
+    scratch.write("tokenizer.model", "");
+    refuses("has no tokenizer.json, only tokenizer.model");
     assert_eq!(outs.names(), [""; 0]);
 }
 

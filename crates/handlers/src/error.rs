@@ -170,6 +170,14 @@ pub enum Error {
         /// The tokenizer's reason.
         reason: String,
     },
+    /// A folder without a tokenizer that shrink reads.
+    #[error("{} has no tokenizer.json{}", path.display(), besides(.found))]
+    NoTokenizer {
+        /// The folder.
+        path: PathBuf,
+        /// Files of other tokenizers that are there.
+        found: Vec<String>,
+    },
     /// The output folder exists.
     #[error("{} already exists", path.display())]
     OutputExists {
@@ -240,9 +248,16 @@ impl Error {
             }
             Error::Overflow { .. } => "use --dtype bf16, which has f32's range".into(),
             Error::Factor { .. } => "check the disk that holds temporary files, and convert again".into(),
-            Error::Tokenizer { .. } => {
-                "shrink reads tokenizer.json; transformers writes one with AutoTokenizer(...).save_pretrained".into()
+            Error::Tokenizer { .. } => "the file is damaged or of another kind: copy it from the original again".into(),
+            Error::NoTokenizer { found, .. } if found.is_empty() => {
+                "copy tokenizer.json and tokenizer_config.json from the model's original into the folder".into()
             }
+            Error::NoTokenizer { path, .. } => format!(
+                "transformers writes one (it wants sentencepiece, protobuf and tiktoken too): python -c \"from \
+                 transformers import AutoTokenizer; \
+                 AutoTokenizer.from_pretrained('{0}').save_pretrained('{0}')\"",
+                path.display()
+            ),
             Error::OutputRefused { .. } => {
                 "name a new folder for the output; --force replaces only what shrink wrote".into()
             }
@@ -251,4 +266,8 @@ impl Error {
         };
         Some(hint)
     }
+}
+
+fn besides(found: &[String]) -> String {
+    if found.is_empty() { String::new() } else { format!(", only {}", found.join(", ")) }
 }

@@ -31,7 +31,7 @@ pub use model::{Model, read_config};
 pub use output::{Existing, Output};
 pub use registry::{ModelHandler, Registry};
 pub use spec::{Layout, TensorSpec};
-pub use tokenizer::{Continuation, Tokenizer};
+pub use tokenizer::{Continuation, Tokenizer, TokenizerNote};
 
 /// The page on adding a model, so that its snippets are compiled and run with the doc tests.
 #[cfg(doctest)]

@@ -1,33 +1,89 @@
-//! `tokenizer.json`, by the `tokenizers` library.
+//! Text to ids, as `AutoTokenizer` of transformers 5 does it for a model folder, by the `tokenizers` library.
+//!
+//! A class ([`class`]) is chosen as transformers chooses it. A plain one is `tokenizer.json` as it stands; the others
+//! take the vocabulary and the merges from there, or from `vocab.json` and `merges.txt`, and split text by rules of their
+//! own ([`pipeline`]). Tokens that other files name are added ([`special`]). What begins and ends a prompt is what
+//! `tokenizer.json` says; `add_bos_token` and `add_eos_token` count where there is none. Where transformers 4 gives other
+//! ids, a [`TokenizerNote`] says so.
+
+mod class;
+mod continuation;
+mod ends;
+mod files;
+mod note;
+mod pipeline;
+mod special;
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
+use self::class::Class;
+use self::ends::Ends;
+use self::files::Files;
+use self::special::Specials;
 use crate::error::Error;
+
+pub use continuation::Continuation;
+pub use note::TokenizerNote;
 
 /// Text to token ids and back.
 pub struct Tokenizer {
     path: PathBuf,
     inner: tokenizers::Tokenizer,
+    notes: Vec<TokenizerNote>,
 }
 
 impl Tokenizer {
-    /// Loads `tokenizer.json` of a model folder.
+    /// Loads the tokenizer of a model folder.
     ///
     /// # Errors
-    /// When it is missing or not a tokenizer.
+    /// When there is none that shrink reads, or a file of it is damaged.
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        let path = folder.join("tokenizer.json");
-        if !path.exists() {
-            return Err(Error::Tokenizer { path, reason: "the file is missing".into() });
-        }
-        let mut inner = tokenizers::Tokenizer::from_file(&path)
-            .map_err(|e| Error::Tokenizer { path: path.clone(), reason: e.to_string() })?;
+        let files = Files::read(folder)?;
+        let class = Class::of(&files);
+        let path = files.path();
+        let damaged = |e: tokenizers::Error| Error::Tokenizer { path: path.clone(), reason: e.to_string() };
+        let unread = |e: serde_json::Error| damaged(e.into());
+        let file = files.tokenizer();
+        let (mut inner, tokens) = match (file, pipeline::rules(class, files.settings())) {
+            (Some(bytes), None) => {
+                let inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(damaged)?;
+                let tokens = inner.get_added_tokens_decoder().into_iter().collect();
+                (inner, tokens)
+            }
+            (Some(bytes), Some(rules)) => {
+                let whole: Value = serde_json::from_slice(bytes).map_err(unread)?;
+                let tokens = special::of_file(&whole).map_err(unread)?;
+                (rules.over(&whole).map_err(unread)?, tokens)
+            }
+            (None, Some(rules)) if class.reads_vocabulary_and_merges() => match files.vocabulary()? {
+                Some((vocabulary, merges)) => {
+                    let model = pipeline::model(vocabulary, merges);
+                    (rules.over(&model).map_err(unread)?, Vec::new())
+                }
+                None => return Err(files.absent()),
+            },
+            (None, _) => return Err(files.absent()),
+        };
         // A folder may ask for padding or truncation to some length; a corpus must come through whole.
         inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|e| Error::Tokenizer { path: path.clone(), reason: e.to_string() })?;
-        Ok(Self { path, inner })
+        inner.with_truncation(None).map_err(damaged)?;
+
+        let specials = Specials::read(&files, class, tokens)?;
+        specials.add_to(&mut inner, class).map_err(damaged)?;
+        let theirs = ends::of_file(&mut inner, file).map_err(damaged)?;
+        let ends = Ends::of(class, &files, &specials);
+        ends.put(&mut inner).map_err(damaged)?;
+
+        let mut tokenizer = Self { path, inner, notes: Vec::new() };
+        tokenizer.notes = note::find(&tokenizer, class, &files, &specials, &theirs)?;
+        Ok(tokenizer)
+    }
+
+    /// Where transformers 4 gives other ids, and what shrink does not do as transformers does.
+    pub fn notes(&self) -> &[TokenizerNote] {
+        &self.notes
     }
 
     /// Token ids of a text as it stands, for corpora.
@@ -87,58 +143,6 @@ impl Tokenizer {
 
     fn error(&self, e: tokenizers::Error) -> Error {
         Error::Tokenizer { path: self.path.clone(), reason: e.to_string() }
-    }
-}
-
-/// A text that grows token by token: whole characters only, since a token may be part of one.
-///
-/// Each piece is the difference of two decodings, with and without what is new, that begin at the piece before it, so a
-/// step costs the same however long the text is. (`tokenizers::DecodeStream` does so too, but fails where invalid bytes
-/// change a character that it gave out, which a model is free to write.)
-#[derive(Debug)]
-pub struct Continuation<'a> {
-    tokenizer: &'a Tokenizer,
-    /// The last piece's ids, then those whose text is not out yet.
-    ids: Vec<u32>,
-    /// How many of `ids` are out.
-    read: usize,
-}
-
-impl Continuation<'_> {
-    /// Ids that may wait for the rest of a character; more are bytes that no character has.
-    const MAX_WAITING: usize = 32;
-
-    /// Adds a token; the text that is complete with it, often none.
-    ///
-    /// # Errors
-    /// When the tokenizer refuses an id.
-    pub fn push(&mut self, id: u32) -> Result<String, Error> {
-        self.ids.push(id);
-        let new = self.new_text()?;
-        if new.is_empty() || new.ends_with('\u{FFFD}') && self.ids.len() - self.read < Self::MAX_WAITING {
-            return Ok(String::new());
-        }
-        self.ids.drain(..self.read);
-        self.read = self.ids.len();
-        Ok(new)
-    }
-
-    /// The text that still waits, incomplete as it is.
-    ///
-    /// # Errors
-    /// When the tokenizer refuses an id.
-    pub fn finish(self) -> Result<String, Error> {
-        self.new_text()
-    }
-
-    fn new_text(&self) -> Result<String, Error> {
-        let before = self.tokenizer.decode(&self.ids[..self.read])?;
-        let text = self.tokenizer.decode(&self.ids)?;
-        Ok(match text.strip_prefix(&before) {
-            Some(new) => new.to_owned(),
-            // Invalid bytes broke up the last character; there are at least as many as there were.
-            None => text.chars().skip(before.chars().count()).collect(),
-        })
     }
 }
 

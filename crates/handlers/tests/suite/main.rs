@@ -20,5 +20,6 @@ mod registry;
 mod scratch;
 mod sensitivity;
 mod tokenizer;
+mod tokenizer_golden;
 mod twin;
 mod writer;

@@ -10,8 +10,58 @@ use crate::scratch::Scratch;
 fn a_missing_tokenizer_is_named() {
     let scratch = Scratch::of("llama");
     scratch.remove("tokenizer.json");
+    refuses!(Tokenizer::open(scratch.folder()), Error::NoTokenizer { path, found }
+        if path == scratch.folder() && found.is_empty());
+}
+
+#[test]
+fn another_tokenizer_is_named_with_the_command_that_mends_it() {
+    let scratch = Scratch::of("llama");
+    scratch.remove("tokenizer.json");
+    // The class of a LLaMA reads no vocab.json.
+    for file in ["tokenizer.model", "vocab.json", "merges.txt"] {
+        scratch.write(file, "{}");
+    }
+    let error = Tokenizer::open(scratch.folder()).expect_err("no tokenizer");
+    assert!(
+        error.to_string().ends_with("has no tokenizer.json, only tokenizer.model, vocab.json, merges.txt"),
+        "{error}"
+    );
+    let folder = scratch.folder().display();
+    let command = format!("AutoTokenizer.from_pretrained('{folder}').save_pretrained('{folder}')\"");
+    assert!(error.hint().is_some_and(|hint| hint.ends_with(&command)), "{:?}", error.hint());
+}
+
+#[test]
+fn damaged_files_beside_the_tokenizer_are_named() {
+    for (file, text) in [
+        ("tokenizer_config.json", "{"),
+        ("tokenizer_config.json", "[]"),
+        ("special_tokens_map.json", "{\"pad_token\": {}}"),
+        ("added_tokens.json", "{\"<new>\": -1}"),
+        ("tokenizer_config.json", "{\"added_tokens_decoder\": {\"7\": \"<new>\"}}"),
+    ] {
+        let scratch = Scratch::of("llama");
+        scratch.write(file, text);
+        refuses!(Tokenizer::open(scratch.folder()), Error::Tokenizer { .. } | Error::Json { .. });
+    }
+    let scratch = Scratch::of("gpt2");
+    scratch.remove("tokenizer.json");
+    scratch.remove("tokenizer_config.json");
+    scratch.write("vocab.json", "{\"a\": 0, \"b\": 1, \"ab\": 2}");
+    scratch.write("merges.txt", "#version: 0.2\na b\na b c\n");
     refuses!(Tokenizer::open(scratch.folder()), Error::Tokenizer { path, reason }
-        if path.ends_with("tokenizer.json") && reason.contains("missing"));
+        if path.ends_with("merges.txt") && reason.starts_with("line 3"));
+}
+
+#[test]
+fn a_named_token_may_be_an_object_of_its_content_alone() {
+    let scratch = Scratch::of("llama");
+    scratch.edit_json("tokenizer_config.json", |json| {
+        drop(json.insert("pad_token".into(), json!({ "content": "<pad>" })))
+    });
+    let tokenizer = Tokenizer::open(scratch.folder()).expect("a tokenizer");
+    assert_eq!(tokenizer.encode("<pad>").expect("ids"), [264]);
 }
 
 #[test]
@@ -22,6 +72,18 @@ fn a_damaged_tokenizer_is_named() {
         [Vec::new(), b"{}".to_vec(), b"[]".to_vec(), vec![0xff; 40], whole[..whole.len() / 2].to_vec()]
     {
         scratch.write("tokenizer.json", bytes);
+        refuses!(Tokenizer::open(scratch.folder()), Error::Tokenizer { .. });
+    }
+    // A class that takes no more than the vocabulary from it.
+    scratch.write("tokenizer_config.json", "{\"tokenizer_class\": \"GPT2Tokenizer\"}");
+    for text in [
+        "",
+        "{}",
+        "[]",
+        "{\"model\": {\"vocab\": {\"a\": \"b\"}}}",
+        "{\"added_tokens\": [{}], \"model\": {}}",
+    ] {
+        scratch.write("tokenizer.json", text);
         refuses!(Tokenizer::open(scratch.folder()), Error::Tokenizer { .. });
     }
 }
