@@ -64,16 +64,17 @@ fn fewer_calibration_tokens_than_ranks() {
 #[test]
 fn a_text_that_is_not_utf8() {
     let scratch = Scratch::new();
-    for (name, content, offset) in [
-        ("latin1.txt", &b"caf\xe9"[..], 3),
-        ("utf16.txt", b"\xff\xfeh\0", 0),
-        ("rows.jsonl", b"{\"text\": \"\xe9\"}", 10),
-    ] {
+    for (name, content, offset) in
+        [("latin1.txt", &b"caf\xe9"[..], 3), ("rows.jsonl", b"{\"text\": \"\xe9\"}", 10)]
+    {
         let file = scratch.write(name, content);
         let what = format!("{name}: expected UTF-8, found an invalid byte at offset {offset}");
         let hint = refuses(&scratch, &file, &what);
         assert!(hint.contains("iconv"), "{hint}");
     }
+    let file = scratch.write("utf16.txt", b"\xff\xfeh\0");
+    let hint = refuses(&scratch, &file, "utf16.txt: expected UTF-8, found UTF-16");
+    assert!(hint.contains("iconv -f UTF-16 -t UTF-8"), "{hint}");
 }
 
 #[test]
@@ -91,8 +92,8 @@ fn a_file_that_is_not_there_or_no_text() {
 #[test]
 fn a_row_without_the_field() {
     let scratch = Scratch::new();
-    let rows = scratch.write("rows.jsonl", "{\"text\": \"x\"}\n{\"body\": \"y\"}\n");
-    let hint = refuses(&scratch, &rows, "rows.jsonl, line 2: expected the field \"text\", found body");
+    let rows = scratch.write("rows.jsonl", "{\"id\": 1, \"body\": \"y\"}\n{\"id\": 2}\n");
+    let hint = refuses(&scratch, &rows, "rows.jsonl, line 1: expected the field \"text\", found body");
     assert!(hint.contains("\"body\""), "{hint}");
     let numbers = scratch.write("numbers.jsonl", "{\"id\": 1}\n");
     refuses(
@@ -100,10 +101,24 @@ fn a_row_without_the_field() {
         &numbers,
         "numbers.jsonl, line 1: expected the field \"text\", found none that holds text",
     );
-    let broken = scratch.write("broken.jsonl", "{\"text\": \"x\"}\n{\"text\"\n");
+    let broken = scratch.write("broken.jsonl", "\n{\"text\"\n");
     refuses(&scratch, &broken, "broken.jsonl, line 2: expected a JSON object");
     let parquet = golden("corpus/sample.parquet");
     score(&[&parquet], &["--text-field", "body"]).refused("expected the column \"body\", found text, other");
+}
+
+#[test]
+fn rows_that_cannot_be_read_are_passed_over_and_said() {
+    let scratch = Scratch::new();
+    let good = format!("{{\"text\": \"{}\"}}\n", "x".repeat(200));
+    let (rows, whole) =
+        (scratch.write("rows.jsonl", format!("{good}{{}}\n[]\n")), scratch.write("good.jsonl", &good));
+    let run = score(&[&rows], &[]);
+    let note = "note: 2 rows that cannot be read were passed over, the first: ";
+    assert!(run.stderr.lines().any(|line| line.starts_with(note) && line.contains("line 2: ")), "{run:#?}");
+    let clean = score(&[&whole], &[]);
+    assert!(!clean.stderr.contains("passed over"), "{clean:#?}");
+    assert_eq!(run.text(), clean.text());
 }
 
 #[test]

@@ -179,6 +179,28 @@ fn the_space_between_a_prompt_and_its_continuation_is_kept() {
 }
 
 #[test]
+fn a_prompt_begins_as_in_transformers_5_and_a_note_says_where_4_differs() {
+    // DeepSeek's tokenizer_config.json: transformers 4 puts the token that it names before a prompt, 5 does not.
+    let scratch = Scratch::of("llama");
+    let settings = json!({
+        "add_bos_token": true,
+        "add_eos_token": false,
+        "bos_token": { "__type": "AddedToken", "content": "<|endoftext|>", "lstrip": false, "normalized": true,
+            "rstrip": false, "single_word": false },
+        "legacy": true,
+        "tokenizer_class": "LlamaTokenizerFast",
+    });
+    scratch.write("tokenizer_config.json", settings.to_string());
+    let run = |model: &str| shrink(&["generate", model, "-p", "Who are you?", "--max-new-tokens", "4"]);
+    let (found, plain) = (run(&scratch.root()), run(&golden("llama")));
+    let note = "note: prompts get no token put to them, as in transformers 5";
+    let says = |line: &str| line.starts_with(note) && line.ends_with("transformers 4 puts <|endoftext|>");
+    assert!(found.stderr.lines().any(says), "{found:#?}");
+    assert!(!plain.stderr.contains("transformers"), "{plain:#?}");
+    assert_eq!(found.text(), plain.text());
+}
+
+#[test]
 fn characters_of_several_tokens_are_printed_whole() {
     // Random weights over bytes: most continuations break characters apart; what is printed must be what JSON holds.
     for seed in ["1", "2", "3"] {

@@ -2,13 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
+use handlers::Model;
 use handlers::hub::Hub;
-use handlers::{Model, Tokenizer};
 use mla_core::WeightSource;
-use sha2::{Digest, Sha256};
 
 use crate::args::CalibrationArgs;
-use crate::corpus;
+use crate::corpus::{Documents, Source};
 use crate::error::UserError;
 use crate::session::Session;
 
@@ -21,6 +20,9 @@ const HELD_BACK_WINDOWS: usize = 4;
 /// Fewer calibration tokens than this for each dimension of the residual stream leave directions undetermined.
 const FEW_TOKENS_A_DIMENSION: usize = 10;
 
+/// Tokens that are read for each that is wanted: windows are spread over them, and a text may begin unlike it goes on.
+const READ_FOR_EACH: usize = 64;
+
 /// Calibration windows and where they came from.
 #[derive(Clone, Debug)]
 pub struct Calibration {
@@ -30,7 +32,7 @@ pub struct Calibration {
     pub held_back: Vec<Vec<u32>>,
     /// What the user named: files, `builtin`, or a dataset.
     pub source: String,
-    /// SHA-256 of the text, in hex.
+    /// SHA-256 of the text as far as it was read, in hex.
     pub text_sha256: String,
 }
 
@@ -43,13 +45,15 @@ pub fn load(session: &Session, args: &CalibrationArgs, model: &Model) -> anyhow:
         return Ok(None);
     }
     check(args)?;
-    let text = text(session, args)?;
-    let tokens = Tokenizer::open(model.folder())?.encode(&text)?;
     let config = model.config();
+    let length = args.max_calibration_length.min(config.max_positions);
+    let wanted = args.num_calibration_samples.saturating_mul(length).saturating_mul(READ_FOR_EACH);
+    let documents = Documents::of(sources(session, args)?, &args.text_field)?;
+    let text = session.tokens_of(model, documents, Some(wanted))?;
+    let tokens = text.ids;
     if let Some(&token) = tokens.iter().find(|&&token| token as usize >= config.vocab_size) {
         return Err(UserError::CalibrationToken { token, vocab_size: config.vocab_size }.into());
     }
-    let length = args.max_calibration_length.min(config.max_positions);
     let (windows, held_back) = split(&tokens, length, args.num_calibration_samples);
     if windows.is_empty() {
         return Err(UserError::CalibrationTooShort { tokens: tokens.len(), length }.into());
@@ -69,7 +73,7 @@ pub fn load(session: &Session, args: &CalibrationArgs, model: &Model) -> anyhow:
             args.num_calibration_samples
         ));
     }
-    let text_sha256 = hex(&Sha256::digest(text.as_bytes()));
+    let text_sha256 = hex(&text.text_sha256);
     Ok(Some(Calibration { windows, held_back, source: args.calibration.join(", "), text_sha256 }))
 }
 
@@ -134,19 +138,18 @@ pub fn check(args: &CalibrationArgs) -> Result<(), UserError> {
     Ok(())
 }
 
-fn text(session: &Session, args: &CalibrationArgs) -> anyhow::Result<String> {
-    let mut documents = Vec::new();
+fn sources(session: &Session, args: &CalibrationArgs) -> anyhow::Result<Vec<Source>> {
+    let mut sources = Vec::new();
     for source in &args.calibration {
         if source == "builtin" {
-            documents.push(BUILTIN.to_owned());
+            sources.push(Source::Text(BUILTIN));
         } else if is_file(source) {
-            documents.extend(corpus::read(&[PathBuf::from(source)], &args.text_field)?);
+            sources.push(Source::File(PathBuf::from(source)));
         } else {
-            let files = dataset(session, source, args)?;
-            documents.extend(corpus::read(&files, &args.text_field)?);
+            sources.extend(dataset(session, source, args)?.into_iter().map(Source::File));
         }
     }
-    Ok(documents.join("\n\n"))
+    Ok(sources)
 }
 
 /// What starts or ends like a path, has more slashes than a hub id, or is a file that is there, is a file; all else is a

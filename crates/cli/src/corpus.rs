@@ -1,174 +1,221 @@
-//! Text to calibrate, train and measure on: `.txt`, `.jsonl` and `.parquet` files as lists of documents.
+//! Text to calibrate, train and measure on: `.txt`, `.jsonl` and `.parquet` files as documents, one after another.
 //!
-//! A text file is one document, unchanged. A row of the other two is one document; rows without a visible
-//! character are dropped, as data sets such as wikitext separate their paragraphs with them.
+//! A text file is one document, unchanged but for a byte order mark. A row of the other two is one document; rows without
+//! a visible character are dropped, as data sets such as wikitext separate their paragraphs with them. A row that cannot
+//! be read is counted and passed over, unless the file has no other. Rows are read as they are asked for: what a file
+//! holds beyond the last one is not looked at.
 
+mod encoding;
 mod error;
+mod jsonl;
+mod table;
+mod tokens;
 
-use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::collections::VecDeque;
+use std::fs;
 use std::path::{Path, PathBuf};
 
-use parquet::basic::{ConvertedType, LogicalType};
-use parquet::file::reader::{FileReader, SerializedFileReader};
-use parquet::record::Field;
-use parquet::schema::types::Type;
-use serde_json::{Map, Value};
-
 pub use error::CorpusError;
+pub use tokens::{Tokens, tokens};
 
 /// The field of a row that holds its text, unless the user names another.
 pub const DEFAULT_FIELD: &str = "text";
 
-/// Reads the documents of all files, in the order of the files and of their rows.
-///
-/// `field` names the field or column that holds a row's text; text files have none and take no notice of it.
-///
+/// Where documents come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// A text that is there.
+    Text(&'static str),
+    /// A file.
+    File(PathBuf),
+}
+
+/// One row of a file, or the reason why it cannot be read.
+type Row = Result<String, CorpusError>;
+
+/// A file's rows in order; an error of its own ends it.
+type Rows = Box<dyn Iterator<Item = Result<Row, CorpusError>>>;
+
+/// The documents of some sources, in the order of the sources and of their rows.
+pub struct Documents {
+    field: String,
+    sources: VecDeque<Source>,
+    files: Vec<PathBuf>,
+    open: Option<OpenFile>,
+    skipped: Vec<Skipped>,
+    rows: usize,
+    is_empty: bool,
+}
+
+/// Rows of a file that could not be read.
+#[derive(Debug)]
+pub struct Skipped {
+    /// How many.
+    pub rows: usize,
+    /// What is wrong with the first of them.
+    pub first: CorpusError,
+}
+
+struct OpenFile {
+    rows: Rows,
+    readable: usize,
+    skipped: Option<Skipped>,
+}
+
+impl Documents {
+    /// Looks at all files and opens none yet.
+    ///
+    /// `field` names the field or column that holds a row's text; text files have none and take no notice of it.
+    ///
+    /// # Errors
+    /// A file that is missing, a folder, or of an unknown kind.
+    pub fn of(sources: impl IntoIterator<Item = Source>, field: &str) -> Result<Self, CorpusError> {
+        let sources: VecDeque<Source> = sources.into_iter().collect();
+        let mut files = Vec::new();
+        for source in &sources {
+            if let Source::File(path) = source {
+                kind(path)?;
+                files.push(path.clone());
+            }
+        }
+        let field = field.to_owned();
+        Ok(Self { field, sources, files, open: None, skipped: Vec::new(), rows: 0, is_empty: true })
+    }
+
+    /// The documents of some files.
+    ///
+    /// # Errors
+    /// As [`Documents::of`].
+    pub fn of_files(paths: &[PathBuf], field: &str) -> Result<Self, CorpusError> {
+        Self::of(paths.iter().cloned().map(Source::File), field)
+    }
+
+    /// What was passed over so far, a file at a time.
+    pub fn skipped(&self) -> impl Iterator<Item = &Skipped> {
+        self.skipped.iter().chain(self.open.iter().filter_map(|open| open.skipped.as_ref()))
+    }
+
+    /// Rows that were read from files so far, whatever they held.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// The next document of the file that is open; `None` at its end.
+    fn next_of_file(&mut self) -> Result<Option<String>, CorpusError> {
+        let Some(open) = &mut self.open else { return Ok(None) };
+        while let Some(row) = open.rows.next() {
+            self.rows += 1;
+            match row? {
+                Ok(text) => {
+                    open.readable += 1;
+                    if !text.trim().is_empty() {
+                        return Ok(Some(text));
+                    }
+                }
+                Err(error) => match &mut open.skipped {
+                    Some(skipped) => skipped.rows += 1,
+                    first => *first = Some(Skipped { rows: 1, first: error }),
+                },
+            }
+        }
+        let closed = self.open.take();
+        match closed {
+            Some(OpenFile { readable: 0, skipped: Some(skipped), .. }) => return Err(skipped.first),
+            closed => self.skipped.extend(closed.and_then(|open| open.skipped)),
+        }
+        Ok(None)
+    }
+
+    fn next_document(&mut self) -> Result<Option<String>, CorpusError> {
+        loop {
+            if let Some(text) = self.next_of_file()? {
+                return Ok(Some(text));
+            }
+            match self.sources.pop_front() {
+                None => return Ok(None),
+                Some(Source::Text(text)) => return Ok(Some(text.to_owned())),
+                Some(Source::File(path)) => {
+                    let rows: Rows = match kind(&path)? {
+                        Kind::Text => Box::new(std::iter::once(encoding::read(&path).map(Ok))),
+                        Kind::Jsonl => Box::new(jsonl::Lines::open(&path, &self.field)?),
+                        Kind::Parquet => Box::new(table::rows(&path, &self.field)?),
+                    };
+                    self.open = Some(OpenFile { rows, readable: 0, skipped: None });
+                }
+            }
+        }
+    }
+}
+
 /// # Errors
-/// A file that is missing, a folder, of an unknown kind, or not what its name says; a row without the field;
-/// no text at all in any of the files.
-pub fn read(paths: &[PathBuf], field: &str) -> Result<Vec<String>, CorpusError> {
-    let mut documents = Vec::new();
-    for path in paths {
-        let metadata = fs::metadata(path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => CorpusError::Missing { path: path.clone() },
-            _ => CorpusError::io(path)(source),
-        })?;
-        if metadata.is_dir() {
-            return Err(CorpusError::Folder { path: path.clone() });
-        }
-        let extension = path.extension().map(|end| end.to_string_lossy().to_lowercase());
-        match extension.as_deref() {
-            Some("txt") => documents.push(read_text(path)?),
-            Some("jsonl") => read_jsonl(path, field, &mut documents)?,
-            Some("parquet") => read_parquet(path, field, &mut documents)?,
-            other => {
-                let found = other.map_or_else(|| "no extension".to_owned(), |end| format!(".{end}"));
-                return Err(CorpusError::UnknownExtension { path: path.clone(), found });
+/// A file that is not what its name says, or of which no row can be read; no text at all in any of the sources.
+impl Iterator for Documents {
+    type Item = Result<String, CorpusError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self.next_document() {
+            Ok(Some(text)) => {
+                self.is_empty = false;
+                Some(Ok(text))
+            }
+            Ok(None) if self.is_empty => {
+                self.is_empty = false;
+                Some(Err(CorpusError::NoText { paths: std::mem::take(&mut self.files) }))
+            }
+            Ok(None) => None,
+            Err(error) => {
+                // Whoever goes on after an error gets no more.
+                (self.open, self.is_empty) = (None, false);
+                self.sources.clear();
+                Some(Err(error))
             }
         }
     }
-    documents.retain(|document| !document.trim().is_empty());
-    if documents.is_empty() {
-        return Err(CorpusError::NoText { paths: paths.to_vec() });
+}
+
+impl std::fmt::Debug for Documents {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Documents")
+            .field("sources", &self.sources)
+            .field("rows", &self.rows)
+            .finish_non_exhaustive()
     }
-    Ok(documents)
 }
 
-fn read_text(path: &Path) -> Result<String, CorpusError> {
-    let bytes = fs::read(path).map_err(CorpusError::io(path))?;
-    String::from_utf8(bytes).map_err(|error| {
-        let offset_bytes = error.utf8_error().valid_up_to() as u64;
-        CorpusError::InvalidUtf8 { path: path.to_owned(), offset_bytes }
-    })
-}
-
-fn read_jsonl(path: &Path, field: &str, documents: &mut Vec<String>) -> Result<(), CorpusError> {
-    let mut reader = BufReader::new(File::open(path).map_err(CorpusError::io(path))?);
-    let mut bytes = Vec::new();
-    let mut offset_bytes = 0;
-    for line in 1.. {
-        bytes.clear();
-        let read = reader.read_until(b'\n', &mut bytes).map_err(CorpusError::io(path))?;
-        if read == 0 {
-            break;
-        }
-        let text = std::str::from_utf8(&bytes).map_err(|error| CorpusError::InvalidUtf8 {
-            path: path.to_owned(),
-            offset_bytes: offset_bytes + error.valid_up_to() as u64,
-        })?;
-        offset_bytes += read as u64;
-        if !text.trim().is_empty() {
-            documents.extend(parse_line(text, field, path, line)?);
+impl std::fmt::Display for Skipped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.rows {
+            1 => write!(f, "a row that cannot be read was passed over: {}", self.first),
+            rows => write!(f, "{rows} rows that cannot be read were passed over, the first: {}", self.first),
         }
     }
-    Ok(())
 }
 
-/// The text of one line; a null is a row without text.
-fn parse_line(text: &str, field: &str, path: &Path, line: usize) -> Result<Option<String>, CorpusError> {
-    let path = || path.to_owned();
-    let invalid = |found| CorpusError::InvalidJson { path: path(), line, found };
-    let value: Value = serde_json::from_str(text).map_err(|error| {
-        // The parser sees one line at a time, so its own line number says nothing.
-        let message = error.to_string();
-        let message = message.split(" at line ").next().unwrap_or_default();
-        invalid(format!("{message} at column {}", error.column()))
+/// What a file's name promises.
+enum Kind {
+    Text,
+    Jsonl,
+    Parquet,
+}
+
+fn kind(path: &Path) -> Result<Kind, CorpusError> {
+    let metadata = fs::metadata(path).map_err(|source| match source.kind() {
+        std::io::ErrorKind::NotFound => CorpusError::Missing { path: path.to_owned() },
+        _ => CorpusError::io(path)(source),
     })?;
-    let Value::Object(mut row) = value else { return Err(invalid(kind(&value).to_owned())) };
-    match row.remove(field) {
-        Some(Value::String(text)) => Ok(Some(text)),
-        Some(Value::Null) => Ok(None),
-        Some(other) => {
-            let found = kind(&other);
-            Err(CorpusError::FieldNotText { path: path(), line, field: field.to_owned(), found })
-        }
-        None => {
-            let found = text_fields(row);
-            Err(CorpusError::FieldMissing { path: path(), line, field: field.to_owned(), found })
-        }
+    if metadata.is_dir() {
+        return Err(CorpusError::Folder { path: path.to_owned() });
     }
-}
-
-fn read_parquet(path: &Path, column: &str, documents: &mut Vec<String>) -> Result<(), CorpusError> {
-    let parquet = |source| CorpusError::Parquet { path: path.to_owned(), source };
-    let reader =
-        SerializedFileReader::new(File::open(path).map_err(CorpusError::io(path))?).map_err(parquet)?;
-    let schema = reader.metadata().file_metadata().schema();
-    let Some(chosen) = schema.get_fields().iter().find(|field| field.name() == column) else {
-        let texts = schema.get_fields().iter().filter(|field| is_text(field));
-        let found = texts.map(|field| field.name().to_owned()).collect();
-        return Err(CorpusError::ColumnMissing { path: path.to_owned(), column: column.to_owned(), found });
-    };
-    if !is_text(chosen) {
-        let found = describe(chosen);
-        return Err(CorpusError::ColumnNotText { path: path.to_owned(), column: column.to_owned(), found });
-    }
-    let projection = Type::group_type_builder(schema.name()).with_fields(vec![chosen.clone()]).build();
-    let rows = reader.get_row_iter(Some(projection.map_err(parquet)?)).map_err(parquet)?;
-    for row in rows {
-        for (_, field) in row.map_err(parquet)?.into_columns() {
-            if let Field::Str(text) = field {
-                documents.push(text);
-            }
+    let extension = path.extension().map(|end| end.to_string_lossy().to_lowercase());
+    match extension.as_deref() {
+        Some("txt") => Ok(Kind::Text),
+        Some("jsonl") => Ok(Kind::Jsonl),
+        Some("parquet") => Ok(Kind::Parquet),
+        other => {
+            let found = other.map_or_else(|| "no extension".to_owned(), |end| format!(".{end}"));
+            Err(CorpusError::UnknownExtension { path: path.to_owned(), found })
         }
     }
-    Ok(())
-}
-
-fn is_text(field: &Type) -> bool {
-    let info = field.get_basic_info();
-    let is_string = matches!(info.logical_type_ref(), Some(LogicalType::String));
-    field.is_primitive() && !is_list(field) && (is_string || info.converted_type() == ConvertedType::UTF8)
-}
-
-fn is_list(field: &Type) -> bool {
-    let info = field.get_basic_info();
-    info.has_repetition() && info.repetition() == parquet::basic::Repetition::REPEATED
-}
-
-fn describe(field: &Type) -> String {
-    match field {
-        Type::PrimitiveType { .. } if is_list(field) => "a list".to_owned(),
-        Type::PrimitiveType { physical_type, .. } => physical_type.to_string().to_lowercase(),
-        Type::GroupType { .. } => "a nested column".to_owned(),
-    }
-}
-
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "an array",
-        Value::Object(_) => "an object",
-    }
-}
-
-/// The fields of a row that hold text, in order.
-fn text_fields(row: Map<String, Value>) -> Vec<String> {
-    row.into_iter().filter(|(_, value)| value.is_string()).map(|(name, _)| name).collect()
 }
 
 #[cfg(test)]
@@ -179,6 +226,7 @@ mod tests {
     use parquet::file::properties::WriterProperties;
     use parquet::file::writer::SerializedFileWriter;
     use parquet::schema::parser::parse_message_type;
+    use std::fs::File;
     use std::sync::Arc;
     use tempfile::TempDir;
 
@@ -190,6 +238,21 @@ mod tests {
         let path = folder.path().join(name);
         fs::write(&path, content).expect("a file");
         path
+    }
+
+    fn read(paths: &[PathBuf], field: &str) -> Result<Vec<String>, CorpusError> {
+        Documents::of_files(paths, field)?.collect()
+    }
+
+    /// The documents of one file, and what is said of the rest.
+    fn read_some(name: &str, content: impl AsRef<[u8]>) -> (Vec<String>, Vec<String>) {
+        let folder = folder();
+        let paths = [write(&folder, name, content)];
+        let mut documents = Documents::of_files(&paths, DEFAULT_FIELD).expect("a file");
+        let texts = documents.by_ref().collect::<Result<_, _>>().expect("documents");
+        let place = format!("{}", folder.path().join("").display());
+        let said = documents.skipped().map(|skipped| skipped.to_string().replace(&place, ""));
+        (texts, said.collect())
     }
 
     fn read_one(name: &str, content: impl AsRef<[u8]>) -> Result<Vec<String>, CorpusError> {
@@ -204,8 +267,82 @@ mod tests {
 
     #[test]
     fn a_text_file_is_one_document_unchanged() {
-        let text = "\u{feff} two\r\n\r\nlines \n";
+        let text = " two\r\n\r\nlines \u{feff}\n";
         assert_eq!(read_one("a.TXT", text).expect("a document"), [text]);
+    }
+
+    #[test]
+    fn a_byte_order_mark_is_no_part_of_a_text() {
+        assert_eq!(read_one("a.txt", "\u{feff}first").expect("a document"), ["first"]);
+        let rows = "\u{feff}{\"text\": \"first\"}\n{\"text\": \"second\"}\n";
+        assert_eq!(read_one("a.jsonl", rows).expect("two documents"), ["first", "second"]);
+    }
+
+    #[test]
+    fn utf_16_is_named_with_the_command_that_converts_it() {
+        let mut powershell = b"\xff\xfe".to_vec();
+        powershell.extend("It was a dark night.\r\n".encode_utf16().flat_map(u16::to_le_bytes));
+        for (name, content, found) in [
+            ("a.txt", &powershell[..], "UTF-16"),
+            ("a.jsonl", &powershell, "UTF-16"),
+            ("a.txt", &powershell[2..], "UTF-16LE"),
+        ] {
+            let error = read_one(name, content).expect_err("no UTF-8");
+            assert!(
+                error.to_string().ends_with(&format!("{name}: expected UTF-8, found {found}")),
+                "{error}"
+            );
+            assert_eq!(error.hint(), Some(format!("convert the file: iconv -f {found} -t UTF-8")));
+        }
+    }
+
+    #[test]
+    fn rows_that_cannot_be_read_are_passed_over_and_counted() {
+        let good = "{\"text\": \"good\"}\n";
+        let said =
+            |what: &str| vec![format!("a row that cannot be read was passed over: a.jsonl, line 2: {what}")];
+        for (bad, what) in [
+            (
+                "{\"text\": \"\\ud83d\"}",
+                "expected a JSON object, found unexpected end of hex escape at column 17",
+            ),
+            ("{\"body\": \"y\"}", "expected the field \"text\", found body"),
+            ("{\"text\": 7}", "expected text in \"text\", found a number"),
+            ("{\"text\": null}", "expected text in \"text\", found null"),
+            ("7", "expected a JSON object, found a number"),
+        ] {
+            let rows = format!("{good}{bad}\n{good}");
+            assert_eq!(
+                read_some("a.jsonl", &rows),
+                (vec!["good".into(), "good".into()], said(what)),
+                "{bad}"
+            );
+        }
+        let cut = format!("{good}{{\"text\": \"cut sho");
+        let (texts, notes) = read_some("a.jsonl", cut);
+        assert!(texts == ["good"] && notes.len() == 1 && notes[0].contains("line 2"), "{notes:?}");
+        let (texts, notes) = read_some("a.jsonl", [good.as_bytes(), b"{\"text\": \"\xe9\"}\n[]\n"].concat());
+        let what = "2 rows that cannot be read were passed over, the first: a.jsonl: expected UTF-8, found an invalid byte";
+        assert!(texts == ["good"] && notes[0].starts_with(what), "{notes:?}");
+        assert_eq!(read_some("a.jsonl", good).1, [""; 0]);
+    }
+
+    #[test]
+    fn a_row_whose_other_fields_are_not_finite_is_read() {
+        let rows = "{\"text\": \"first\", \"score\": NaN}\n{\"text\": \"NaN\", \"score\": -Infinity}\n";
+        assert_eq!(read_some("a.jsonl", rows), (vec!["first".into(), "NaN".into()], Vec::new()));
+    }
+
+    #[test]
+    fn a_file_in_which_no_row_can_be_read_is_an_error_of_its_first() {
+        let folder = folder();
+        let good = write(&folder, "good.jsonl", "{\"text\": \"x\"}\n");
+        let bad = write(&folder, "bad.jsonl", "{\"text\": 1}\n{}\n");
+        let error = read(&[good, bad], DEFAULT_FIELD).expect_err("a bad file");
+        assert!(
+            error.to_string().ends_with("bad.jsonl, line 1: expected text in \"text\", found a number"),
+            "{error}"
+        );
     }
 
     #[test]
@@ -215,7 +352,7 @@ mod tests {
             other => panic!("{other:?}"),
         };
         assert_eq!(offset("a.txt", b"caf\xe9"), 3);
-        assert_eq!(offset("a.jsonl", b"{\"text\": \"x\"}\n{\"text\": \"\xe9\"}\n"), 24);
+        assert_eq!(offset("a.jsonl", b"\n{\"text\": \"\xe9\"}\n"), 11);
     }
 
     #[test]
@@ -232,9 +369,8 @@ mod tests {
 
     #[test]
     fn a_line_without_the_field_is_named_with_the_fields_that_it_has() {
-        let error =
-            read_one("a.jsonl", "{\"text\": \"x\"}\n{\"n\": 1, \"body\": \"y\"}\n").expect_err("no text");
-        assert!(error.to_string().ends_with("line 2: expected the field \"text\", found body"), "{error}");
+        let error = read_one("a.jsonl", "{\"n\": 1, \"body\": \"y\"}\n").expect_err("no text");
+        assert!(error.to_string().ends_with("line 1: expected the field \"text\", found body"), "{error}");
         assert!(error.hint().is_some_and(|hint| hint.contains("\"body\"")));
     }
 
@@ -254,6 +390,11 @@ mod tests {
     fn a_parquet_file_of_the_reference_writer_gives_its_rows() {
         let text = read(&[sample()], DEFAULT_FIELD).expect("three documents");
         assert_eq!(text, ["first row", "naïve — 日本語 🦀", "last row\nof two lines"]);
+        let (_, said) = read_some("a.parquet", fs::read(sample()).expect("the sample"));
+        assert!(
+            said.len() == 1 && said[0].contains("expected text in the column \"text\", found null"),
+            "{said:?}"
+        );
         assert_eq!(read(&[sample()], "other").expect("five documents"), ["a", "b", "c", "e", "f"]);
     }
 

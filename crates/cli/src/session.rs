@@ -7,11 +7,12 @@ use anyhow::Context;
 use burn::tensor::Device;
 use calib::Factors;
 use handlers::hub::{Hub, ModelFolder, Need};
-use handlers::{Model, Registry};
+use handlers::{Model, Registry, Tokenizer};
 use mla_core::{Decoder, DecoderConfig, Patch, SourceError, WeightSource};
 use serde_json::Value;
 
 use crate::args::{CacheArgs, CacheDtype, Global};
+use crate::corpus::{self, Documents, Tokens};
 use crate::error::UserError;
 use crate::shorter::shorter;
 use crate::ui::Ui;
@@ -219,14 +220,52 @@ impl Session {
         written.map_err(|source| UserError::Stdio { action: "write to stdout", source }.into())
     }
 
-    /// Reads the documents of text files and tokenises them as one stream, joined by blank lines.
+    /// Opens a model's tokenizer for prompts, and says where others give other tokens.
+    ///
+    /// # Errors
+    /// When the folder has none, or a file of it is damaged.
+    pub fn tokenizer(&self, model: &Model) -> anyhow::Result<Tokenizer> {
+        let tokenizer = Tokenizer::open(model.folder())?;
+        for note in tokenizer.notes() {
+            self.ui.note(&format!("note: {note}"));
+        }
+        Ok(tokenizer)
+    }
+
+    /// Reads text files as one stream of tokens: all of it, or its first `wanted` tokens.
     ///
     /// # Errors
     /// When a file cannot be read or holds no text.
-    pub fn tokens(&self, model: &Model, files: &[PathBuf], field: &str) -> anyhow::Result<Vec<u32>> {
-        let tokenizer = handlers::Tokenizer::open(model.folder())?;
-        let text = crate::corpus::read(files, field)?.join("\n\n");
-        tokenizer.encode(&text).context("tokenising the text")
+    pub fn tokens(
+        &self,
+        model: &Model,
+        files: &[PathBuf],
+        field: &str,
+        wanted: Option<usize>,
+    ) -> anyhow::Result<Vec<u32>> {
+        Ok(self.tokens_of(model, Documents::of_files(files, field)?, wanted)?.ids)
+    }
+
+    /// Reads documents as one stream of tokens, and says what of them could not be read.
+    ///
+    /// # Errors
+    /// As [`tokens`](Self::tokens).
+    pub fn tokens_of(
+        &self,
+        model: &Model,
+        mut documents: Documents,
+        wanted: Option<usize>,
+    ) -> anyhow::Result<Tokens> {
+        let tokenizer = Tokenizer::open(model.folder())?;
+        for note in tokenizer.notes().iter().filter(|note| !note.is_of_prompts()) {
+            self.ui.note(&format!("note: {note}"));
+        }
+        let encode = |text: &str| tokenizer.encode(text).context("tokenising the text");
+        let found = corpus::tokens(&mut documents, wanted, encode)?;
+        for skipped in documents.skipped() {
+            self.ui.note(&format!("note: {skipped}"));
+        }
+        Ok(found)
     }
 }
 

@@ -42,8 +42,8 @@ pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
     let decoder = session.load(&donor.model)?;
     let mut texts = Vec::new();
     for path in &args.data {
-        let tokens =
-            session.tokens(&donor.model, std::slice::from_ref(path), &args.calibration.text_field)?;
+        let (files, field) = (std::slice::from_ref(path), &args.calibration.text_field);
+        let tokens = session.tokens(&donor.model, files, field, Some(windowing.reach(args.windows)))?;
         let name = path.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
         texts.push(Text { name, donor: measure(&decoder, &tokens)?.perplexity, tokens });
     }

@@ -12,8 +12,9 @@ use crate::session::{Opened, Session};
 /// Measures a model on text.
 pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
     let windowing = windowing(args)?;
+    let wanted = args.windows.map(|windows| windowing.reach(windows));
     let opened = session.open_to_run(&args.model, args.cache)?;
-    let tokens = session.tokens(&opened.model, &args.data, &args.text_field)?;
+    let tokens = session.tokens(&opened.model, &args.data, &args.text_field, wanted)?;
     let donor = args.against.as_deref().map(|name| session.open(name)).transpose()?;
     donor.as_ref().map_or(Ok(()), |donor| session.check_own_cache(donor.model.config()))?;
     let model = session.load_opened(&opened)?;

@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::ops::ControlFlow;
 
-use handlers::{Continuation, Tokenizer};
+use handlers::Continuation;
 use mla_core::generate::{GenerateOptions, Generation, Sampling, generate};
 use serde_json::{Value, json};
 
@@ -15,7 +15,7 @@ use crate::session::Session;
 pub fn run(session: &Session, args: &GenerateArgs) -> anyhow::Result<()> {
     let sampling = sampling(args)?;
     let opened = session.open_to_run(&args.model, args.cache)?;
-    let tokenizer = Tokenizer::open(opened.model.folder())?;
+    let tokenizer = session.tokenizer(&opened.model)?;
     let prompts: Vec<String> = args.prompt.iter().map(|p| read_prompt(p)).collect::<Result<_, _>>()?;
     let ids: Vec<Vec<u32>> = prompts.iter().map(|p| tokenizer.encode_prompt(p)).collect::<Result<_, _>>()?;
     let decoder = session.load_opened(&opened)?;

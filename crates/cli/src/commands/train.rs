@@ -38,7 +38,7 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
             None
         }
     };
-    let tokens = session.tokens(&opened.model, &args.data, &args.text_field)?;
+    let tokens = session.tokens(&opened.model, &args.data, &args.text_field, None)?;
     let mut validation = Validation::open(session, args, &opened, &settings)?;
     if validation.is_some() && kept_in.bits().is_some() {
         session.ui.note(&format!(

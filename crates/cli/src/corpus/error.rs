@@ -48,6 +48,15 @@ pub enum CorpusError {
         offset_bytes: u64,
     },
 
+    /// The file is in an encoding with two or four bytes a character.
+    #[error("{path}: expected UTF-8, found {found}", path = .path.display())]
+    Wide {
+        /// The file.
+        path: PathBuf,
+        /// The encoding, as iconv calls it.
+        found: &'static str,
+    },
+
     /// A line of a `.jsonl` file is not a JSON object.
     #[error("{path}, line {line}: expected a JSON object, found {found}", path = .path.display())]
     InvalidJson {
@@ -108,6 +117,17 @@ pub enum CorpusError {
         found: String,
     },
 
+    /// A row of a `.parquet` file holds nothing.
+    #[error("{path}, row {row}: expected text in the column {column:?}, found null", path = .path.display())]
+    NullRow {
+        /// The file.
+        path: PathBuf,
+        /// The row, counted from 1.
+        row: usize,
+        /// The column that should hold the text.
+        column: String,
+    },
+
     /// A `.parquet` file could not be decoded.
     #[error("{path}: expected a parquet file, found {source}", path = .path.display())]
     Parquet {
@@ -135,11 +155,12 @@ impl CorpusError {
                 Some("known are .txt (one document), .jsonl and .parquet (one document a row)".into())
             }
             Self::InvalidUtf8 { .. } => Some("convert the file: iconv -f LATIN1 -t UTF-8".into()),
+            Self::Wide { found, .. } => Some(format!("convert the file: iconv -f {found} -t UTF-8")),
             Self::InvalidJson { .. } => Some("a .jsonl file holds one JSON object a line".into()),
             Self::FieldMissing { found, .. } | Self::ColumnMissing { found, .. } if !found.is_empty() => {
                 Some(format!("name the one that holds the text, such as {:?}", found[0]))
             }
-            Self::FieldNotText { .. } | Self::ColumnNotText { .. } => {
+            Self::FieldNotText { .. } | Self::ColumnNotText { .. } | Self::NullRow { .. } => {
                 Some("name another field, one that holds plain text".into())
             }
             Self::NoText { .. } => Some("pass files that hold some text".into()),

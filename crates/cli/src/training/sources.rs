@@ -18,7 +18,7 @@ pub fn donor(session: &Session, args: &TrainArgs, opened: &Opened, tokens: &[u32
         None => recorded_donor(opened).ok_or_else(|| UserError::NoDonor { path: args.model.clone() })?,
     };
     let donor = session.open(&name)?;
-    let theirs = session.tokens(&donor.model, &args.data, &args.text_field)?;
+    let theirs = session.tokens(&donor.model, &args.data, &args.text_field, Some(COMPARED_TOKENS))?;
     let compared = COMPARED_TOKENS.min(tokens.len().max(theirs.len()));
     match (0..compared).find(|&place| tokens.get(place) != theirs.get(place)) {
         Some(place) => Err(UserError::OtherTokenizer { teacher: name, place }.into()),

@@ -32,7 +32,9 @@ impl Validation {
         if args.validation.is_empty() {
             return Ok(None);
         }
-        let tokens = session.tokens(&opened.model, &args.validation, &args.text_field)?;
+        let windowing = Windowing::Consecutive { length: settings.max_length };
+        let wanted = Some(windowing.reach(args.validation_windows));
+        let tokens = session.tokens(&opened.model, &args.validation, &args.text_field, wanted)?;
         if tokens.len() < settings.max_length {
             let found = format!("a text of {} tokens", tokens.len());
             let expected = format!("at least one window of {}", settings.max_length);
@@ -40,7 +42,7 @@ impl Validation {
         }
         Ok(Some(Self {
             tokens,
-            windowing: Windowing::Consecutive { length: settings.max_length },
+            windowing,
             windows: args.validation_windows,
             patience: settings.early_stopping_patience,
             measured: Vec::new(),

@@ -31,6 +31,16 @@ pub struct Window {
 }
 
 impl Windowing {
+    /// Tokens from the start that the first `windows` windows take in.
+    pub fn reach(self, windows: usize) -> usize {
+        match self {
+            Windowing::Consecutive { length } => windows.saturating_mul(length),
+            Windowing::Strided { length, stride } => {
+                windows.saturating_sub(1).saturating_mul(stride).saturating_add(length)
+            }
+        }
+    }
+
     /// The windows of a stream of `tokens` tokens, at most `limit`.
     ///
     /// # Panics
@@ -77,6 +87,16 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn windows_are_those_of_the_tokens_that_they_reach(length in 2usize..40, cut in 0usize..40, windows in 1usize..9) {
+            let strided = Windowing::Strided { length, stride: 1 + cut % (length - 1) };
+            for windowing in [Windowing::Consecutive { length }, strided] {
+                let reached = windowing.reach(windows);
+                prop_assert_eq!(windowing.windows(reached, Some(windows)), windowing.windows(9 * reached, Some(windows)));
+                prop_assert_eq!(windowing.windows(reached, None).len(), windows);
+            }
+        }
+
         #[test]
         fn a_stride_scores_every_token_but_the_first_once(tokens in 2usize..200, length in 2usize..40, cut in 0usize..40) {
             let stride = 1 + cut % (length - 1);
