@@ -46,6 +46,18 @@ pub enum Error {
         /// What it is.
         found: String,
     },
+    /// Sizes that are no model's, each by itself or multiplied.
+    #[error("{}: the sizes give {what} of {found}, expected 1 to {most}", path.display())]
+    Sizes {
+        /// The file.
+        path: PathBuf,
+        /// What they give.
+        what: &'static str,
+        /// How much of it.
+        found: u128,
+        /// How much there may be.
+        most: u128,
+    },
     /// A `model_type` no handler knows.
     #[error("{}: model type `{found}` is unknown", path.display())]
     UnknownModelType {
@@ -218,7 +230,7 @@ impl Error {
             Error::Io { .. } | Error::Json { .. } => {
                 "check that the folder is a complete Hugging Face model folder".into()
             }
-            Error::MissingField { .. } | Error::BadField { .. } => {
+            Error::MissingField { .. } | Error::BadField { .. } | Error::Sizes { .. } => {
                 "compare config.json with the original on the hub".into()
             }
             Error::UnknownModelType { known, .. } => format!(

@@ -5,6 +5,7 @@
 //! and [writer](write_folder) interpret that one table. A new architecture is one file in `families/` and one line in
 //! [`Registry::builtin`]; another project registers its own with [`Registry::register`].
 
+mod bounds;
 mod checkpoint;
 mod config_json;
 mod detect;

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Device, Tensor, TensorData};
 use mla_core::{CacheDtype, DecoderConfig, Slot, SourceError, WeightSource};
 
+use crate::bounds;
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::config_json::ConfigJson;
 use crate::error::Error;
@@ -25,6 +26,7 @@ pub fn read_config(
     let path: PathBuf = if path.is_dir() { path.join("config.json") } else { path.into() };
     let json = ConfigJson::read(&path)?;
     let donor = registry.handler(&json)?.config(&json)?;
+    bounds::check(&path, &donor)?;
     let section = MlaSection::read(&json, &donor)?;
     let config = match &section {
         Some(section) => section.apply(donor),

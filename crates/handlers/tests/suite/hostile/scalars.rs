@@ -95,15 +95,19 @@ fn sizes_that_only_a_giant_has_do_not_fit_the_weights() {
         scratch.set(field, (1_u64 << 31) - 2);
         refuses!(scratch.open(), Error::Shape { .. });
     }
-    // All of them at once, heads as wide as heads may be: no product of sizes overflows.
+}
+
+#[test]
+fn sizes_that_are_none_together_are_refused_whatever_each_is_alone() {
     let scratch = Scratch::of("llama");
-    for field in ["hidden_size", "vocab_size", "intermediate_size", "max_position_embeddings"] {
+    for field in ["hidden_size", "intermediate_size"] {
         scratch.set(field, (1_u64 << 31) - 2);
     }
-    for field in ["num_attention_heads", "num_key_value_heads", "head_dim"] {
-        scratch.set(field, 1 << 12);
-    }
-    refuses!(scratch.open(), Error::Shape { .. });
+    refuses!(scratch.open(), Error::Sizes { what: "a number of weights", .. });
+    // A dynamic RoPE stretches the context by a factor of any size.
+    let scratch = Scratch::of("llama-dynamic");
+    scratch.set("rope_scaling", json!({ "rope_type": "dynamic", "factor": 1e300 }));
+    refuses!(scratch.open(), Error::Sizes { what: "a context", .. });
 }
 
 #[test]
