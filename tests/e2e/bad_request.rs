@@ -15,26 +15,29 @@ fn convert(more: &[&str]) -> Run {
 
 #[test]
 fn a_ratio_below_one_beyond_d_kv_or_no_number() {
-    for ratio in ["0.5", "-2", "-1e9", "0", "0.999", "33", "1e9", "inf"] {
+    for ratio in ["33", "1e9", "1e308"] {
         for flag in ["-r", "--compression-ratio"] {
             let hint = convert(&[flag, ratio]).refused("is out of range: from 1 to d_kv = 32");
             assert!(hint.contains("2 halves the cache"), "{hint}");
         }
         shrink(&["memory", &golden("llama"), "-r", ratio]).refused("is out of range: from 1 to d_kv = 32");
     }
-    convert(&["-r", "nan"]).refused("--compression-ratio is NaN, expected a number");
-    shrink(&["memory", &golden("llama"), "-r", "NaN"]).refused("NaN");
+    for ratio in ["0.5", "-2", "-1e9", "0", "0.999", "inf", "NaN"] {
+        convert(&["-r", ratio])
+            .misused(&format!("'{ratio}' for '--compression-ratio <RATIO>': expected 1 or more"));
+        shrink(&["memory", &golden("llama"), "-r", ratio]).misused("expected 1 or more");
+    }
     convert(&["-r", "two"]).misused("invalid value 'two'");
 }
 
 #[test]
 fn a_latent_width_of_zero_or_beyond_d_kv() {
-    for width in ["0", "33", "1000000000000"] {
+    for width in ["33", "2147483647"] {
         let hint = convert(&["--d-latent", width])
             .refused(&format!("latent width {width} is out of range: from 1 to d_kv = 32"));
         assert!(hint.contains("16 halves the cache"), "{hint}");
     }
-    for width in ["-1", "1.5", "many"] {
+    for width in ["0", "-1", "1.5", "many", "1000000000000"] {
         convert(&["--d-latent", width]).misused("--d-latent");
     }
     convert(&["--d-latent", "8", "-r", "2"]).misused("cannot be used with");
@@ -78,16 +81,17 @@ fn a_type_that_a_weight_does_not_fit() {
 fn windows_and_strides_that_score_nothing() {
     let heldout = golden("demo/heldout.txt");
     let eval = |more: &[&str]| shrink(&[&["eval", &golden("llama"), "--data", &heldout], more].concat());
-    eval(&["--max-length", "0"]).refused("--max-length is 0, expected at least 2");
-    eval(&["--max-length", "1"]).refused("--max-length is 1, expected at least 2");
-    eval(&["--max-length", "32", "--windows", "0"]).refused("--windows is 0, expected at least 1");
-    for stride in ["0", "32", "33"] {
+    for (flag, value) in [("--max-length", "0"), ("--max-length", "1"), ("--windows", "0"), ("--stride", "0")]
+    {
+        eval(&[flag, value]).misused(&format!("invalid value '{value}' for '{flag} <N>'"));
+    }
+    for stride in ["32", "33"] {
         eval(&["--max-length", "32", "--stride", stride])
-            .refused(&format!("--stride is {stride}, expected at least 1 and less than --max-length = 32"));
+            .refused(&format!("--stride is {stride}, expected less than --max-length = 32"));
     }
     let hint = eval(&["--max-length", "65"]).refused("windows of 65 tokens exceed the model's context of 64");
     assert!(hint.contains("--max-length"), "{hint}");
-    eval(&["--max-length", "18446744073709551615"]).refused("exceed the model's context of 64");
+    eval(&["--max-length", "2147483647"]).refused("exceed the model's context of 64");
     eval(&["--windows=-1"]).misused("--windows");
 }
 
@@ -124,20 +128,20 @@ fn a_prompt_that_is_not_utf8() {
 fn settings_of_sampling_that_are_none() {
     let generate = |more: &[&str]| shrink(&[&["generate", &golden("demo"), "-p", "x"], more].concat());
     for temperature in ["-1", "nan", "inf"] {
-        generate(&["--temperature", temperature]).refused("--temperature is ");
+        generate(&["--temperature", temperature]).misused("expected 0 or more");
     }
     for top_p in ["0", "-0.5", "1.5", "nan"] {
-        generate(&["--top-p", top_p]).refused("--top-p is ");
+        generate(&["--top-p", top_p]).misused("expected more than 0, at most 1");
     }
-    generate(&["--top-k", "0"]).refused("--top-k is 0, expected at least 1");
+    generate(&["--top-k", "0"]).misused("--top-k");
     generate(&["--seed=-3"]).misused("--seed");
 }
 
 #[test]
 fn tables_of_nothing() {
     let memory = |more: &[&str]| shrink(&[&["memory", &golden("llama")], more].concat());
-    memory(&["--batch-size", "0"]).refused("--batch-size is 0, expected at least 1");
-    memory(&["--sequence-lengths", "512,0"]).refused("--sequence-lengths is 0, expected at least 1");
+    memory(&["--batch-size", "0"]).misused("--batch-size");
+    memory(&["--sequence-lengths", "512,0"]).misused("--sequence-lengths");
     memory(&["--sequence-lengths", "many"]).misused("--sequence-lengths");
 }
 

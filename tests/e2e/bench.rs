@@ -54,7 +54,7 @@ fn a_context_beyond_the_positions_is_refused() {
     let model = golden("gpt2");
     shrink(&["bench", &model, "--context", "8,40", "--repeat", "8"])
         .refused("--context is 40, expected at most 39: the model's context is 48");
-    shrink(&["bench", &model, "--context", "8", "--repeat", "18446744073709551615"])
+    shrink(&["bench", &model, "--context", "8", "--repeat", "2147483647"])
         .refused("expected at most 47: the model's context is 48");
     let tokens = |row: &serde_json::Value| row["tokens"].as_u64();
     let found = shrink(&["bench", &model, "--repeat", "8", "--json"]).json();
@@ -62,7 +62,7 @@ fn a_context_beyond_the_positions_is_refused() {
     assert_eq!(rows.iter().map(tokens).collect::<Vec<_>>(), [Some(39)], "as far as the context goes");
     shrink(&["bench", &model, "--prefill", "49"]).refused("--prefill is 49, expected at most 48");
     for flag in ["--prefill", "--batch-size", "--repeat"] {
-        shrink(&["bench", &model, flag, "0"]).refused(&format!("{flag} is 0, expected at least 1"));
+        shrink(&["bench", &model, flag, "0"]).misused(flag);
     }
     shrink(&["bench", &model, "--context", "-1"]).misused("-1");
 }

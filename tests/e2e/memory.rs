@@ -158,10 +158,13 @@ fn a_folder_and_its_configuration_give_the_same() {
 
 #[test]
 fn a_cache_of_more_bytes_than_there_are_numbers_for_is_refused() {
-    let most = usize::MAX.to_string();
+    let most = i32::MAX.to_string();
     let model = config("qwen2.5-7b");
-    shrink(&["memory", &model, "--sequence-lengths", &format!("512,{most}")])
+    // Four gigatokens at a time, of 56 KB each, still have a number; 2^62 of them have none.
+    shrink(&["memory", &model, "--batch-size", "2", "--sequence-lengths", &most]).text();
+    shrink(&["memory", &model, "--batch-size", &most, "--sequence-lengths", &format!("512,{most}")])
         .refused(&format!("--sequence-lengths is {most}, expected a cache of fewer than 2^64 bytes"));
-    shrink(&["memory", &model, "--batch-size", &most])
+    shrink(&["memory", &model, "--batch-size", &most, "--sequence-lengths", "2147483646"])
         .refused(&format!("--batch-size is {most}, expected a cache of fewer than 2^64 bytes"));
+    shrink(&["memory", &model, "--batch-size", &u64::MAX.to_string()]).misused("--batch-size");
 }

@@ -1,6 +1,7 @@
 //! `shrink train`: what it moves, what it leaves alone, and what happens when it is interrupted.
 
-use std::time::{Duration, Instant};
+use std::io::{BufRead, BufReader};
+use std::process::Stdio;
 
 use serde_json::Value;
 
@@ -76,16 +77,13 @@ fn a_run_that_is_killed_goes_on_to_the_same_bytes() {
 
     let out = scratch.path("killed");
     let args = [&["train", &model, "-o", &out, "--data", &data], &SHORT[..], &often].concat();
-    let mut child =
-        command(BINARY).args(&args).stderr(std::process::Stdio::null()).spawn().expect("it starts");
-    let log = scratch.path("killed.run/log.jsonl");
-    let lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count());
-    let begun = Instant::now();
-    while lines() < 8 && begun.elapsed() < Duration::from_secs(120) {
-        std::thread::sleep(Duration::from_millis(2));
-    }
+    let mut child = command(BINARY).args(&args).stderr(Stdio::piped()).spawn().expect("it starts");
+    let told = BufReader::new(child.stderr.take().expect("a pipe")).lines();
+    let steps = told.map(|line| line.expect("a line")).filter(|line| line.starts_with("step "));
+    assert_eq!(steps.take(8).count(), 8, "it ended before it was killed");
     child.kill().expect("it was running");
-    child.wait().expect("it is gone");
+    assert_eq!(child.wait().expect("it is gone").code(), None, "it was killed");
+    let log = scratch.path("killed.run/log.jsonl");
     assert!(!std::path::Path::new(&out).exists(), "nothing is written before the end");
 
     let hint = train(&model, &out, &data, &often).refused("holds a run already");
@@ -262,18 +260,29 @@ fn what_cannot_be_trained_is_refused_and_loses_nothing() {
     refused(&model, &short, &[], "fewer than one window of 32");
     refused(&model, &data, &["--validation", &short], "--validation is a text of");
     refused(&model, &data, &["--loss", "reconstruction"], "does not store the original W_k and W_v");
-    refused(&model, &data, &["--weight-decay", "-1"], "weight_decay is -1, expected 0 to 1");
-    refused(&model, &data, &["--temperature", "0"], "temperature is 0");
-    for (flag, value, what) in [
-        ("--max-length", "100000", "exceed the model's context"),
-        ("--max-length", "1", "max_length is 1, expected at least 2"),
-        ("--euclidean-lr", "-1", "euclidean_lr is -1, expected 0 to 10"),
-        ("--riemannian-lr", "nan", "riemannian_lr is NaN"),
-        ("--batch-size", "0", "batch_size is 0"),
-        ("--early-stopping-patience", "0", "early_stopping_patience is 0"),
-        ("--early-stopping-patience", "2", "expected a text to measure on"),
+    let one = |flag: &str, value: &str| shrink(&["train", &model, "-o", &out, "--data", &data, flag, value]);
+    one("--max-length", "100000").refused("exceed the model's context");
+    one("--early-stopping-patience", "2").refused("expected a text to measure on");
+    for (flag, value, expected) in [
+        ("--weight-decay", "-1", "expected 0 to 1"),
+        ("--temperature", "0", "expected 0.01 to 100"),
+        ("--max-length", "1", "1 is not in 2..=2147483647"),
+        ("--euclidean-lr", "-1", "expected 0 to 10"),
+        ("--riemannian-lr", "nan", "expected 0 to 10"),
+        ("--batch-size", "0", "0 is not in 1..=2147483647"),
+        ("--early-stopping-patience", "0", "0 is not in 1..=2147483647"),
+        ("--validation-windows", "0", "0 is not in 1..=2147483647"),
     ] {
-        shrink(&["train", &model, "-o", &out, "--data", &data, flag, value]).refused(what);
+        one(flag, value).misused(expected);
+    }
+    // A file of settings is held to the same ranges.
+    for (line, what) in [
+        ("weight_decay = -1.0", "weight_decay is -1, expected 0 to 1"),
+        ("max_length = 1", "max_length is 1, expected at least 2"),
+        ("num_epochs = 4294967296", "num_epochs is 4294967296, expected at most 2147483647"),
+        ("riemannian_lr = nan", "riemannian_lr is NaN, expected 0 to 10"),
+    ] {
+        one("--config", &scratch.write("settings.toml", line)).refused(what);
     }
     refused(&model, &data, &["--teacher", &golden("llama")], "has another tokenizer");
     let hint = train(&model, &out, &data, &["--loss", "reconstruction"]).refused("original W_k");

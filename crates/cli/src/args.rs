@@ -1,6 +1,7 @@
 //! The command line, parsed low; values are checked against the model where they are used.
 
 mod factorising;
+mod ranges;
 mod running;
 mod training;
 
@@ -40,7 +41,7 @@ pub struct Global {
     #[arg(long, global = true, env = "SHRINK_DEVICE", default_value = "cpu", value_name = "DEVICE")]
     pub device: String,
     /// Threads of the processor to use; by default all, or RAYON_NUM_THREADS
-    #[arg(long, global = true, value_name = "N")]
+    #[arg(long, global = true, value_name = "N", value_parser = ranges::threads())]
     pub threads: Option<usize>,
     /// Print one JSON object instead of text
     #[arg(long, global = true)]
@@ -82,7 +83,7 @@ pub enum Command {
 #[command(after_help = "Example:\n  shrink demo --max-new-tokens 100")]
 pub struct DemoArgs {
     /// New tokens of the sample text
-    #[arg(long, default_value_t = 60, value_name = "N")]
+    #[arg(long, default_value_t = 60, value_name = "N", value_parser = ranges::any_count())]
     pub max_new_tokens: usize,
 }
 
@@ -98,8 +99,7 @@ pub struct InspectArgs {
         value_delimiter = ',',
         default_value = "2,4,8,16",
         value_name = "RATIO,…",
-        allow_negative_numbers = true
-    )]
+        allow_negative_numbers = true, value_parser = ranges::ratio())]
     pub compression_ratio: Vec<f64>,
 }
 
@@ -127,17 +127,16 @@ pub struct ConvertArgs {
         alias = "ratio",
         default_value_t = 4.0,
         value_name = "RATIO",
-        allow_negative_numbers = true
-    )]
+        allow_negative_numbers = true, value_parser = ranges::ratio())]
     pub compression_ratio: f64,
     /// Latent width of K and of V (of `joint`: of both together), in place of a ratio
-    #[arg(long, value_name = "N", conflicts_with = "compression_ratio", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", conflicts_with = "compression_ratio", allow_negative_numbers = true, value_parser = ranges::count())]
     pub d_latent: Option<usize>,
     /// The donor's cache in bf16 over the new one's, in bytes: rank and bits are chosen together, by measurement
     #[arg(
         long,
         value_name = "RATIO",
-        value_parser = crate::plans::parse_ratio,
+        value_parser = ranges::bytes_ratio(),
         conflicts_with_all = ["compression_ratio", "d_latent", "no_calibration", "sequential"],
         allow_negative_numbers = true
     )]
@@ -146,7 +145,7 @@ pub struct ConvertArgs {
     #[arg(
         long,
         value_name = "SHARE",
-        value_parser = crate::plans::parse_share,
+        value_parser = ranges::share(),
         conflicts_with_all = ["target", "compression_ratio", "d_latent", "no_calibration", "sequential"],
         allow_negative_numbers = true
     )]
@@ -161,7 +160,7 @@ pub struct ConvertArgs {
     #[arg(long, default_value_t = 0, value_name = "SEED")]
     pub seed: u64,
     /// GiB of activations and statistics kept in memory; the rest goes to a temporary file beside OUT
-    #[arg(long, default_value_t = 1.0, value_name = "GIB", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 1.0, value_name = "GIB", allow_negative_numbers = true, value_parser = ranges::gib())]
     pub scratch_memory: f64,
     /// Say what the conversion would take (time, memory, disk), and do nothing
     #[arg(long)]
@@ -206,8 +205,7 @@ pub struct CompareArgs {
         value_delimiter = ',',
         default_value = "2,4",
         value_name = "RATIO,…",
-        allow_negative_numbers = true
-    )]
+        allow_negative_numbers = true, value_parser = ranges::ratio())]
     pub compression_ratio: Vec<f64>,
     /// Methods to compare [default: separate,joint, and with calibration text cascade]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "METHOD,…")]
@@ -219,19 +217,19 @@ pub struct CompareArgs {
     #[arg(long, value_enum, value_delimiter = ',', value_name = "RANKS,…")]
     pub ranks: Vec<Ranks>,
     /// cascade: windows to compare [default: 7]
-    #[arg(long, value_delimiter = ',', value_name = "LAYERS,…")]
+    #[arg(long, value_delimiter = ',', value_name = "LAYERS,…", value_parser = ranges::any_count())]
     pub cascade_window: Vec<usize>,
     /// cascade: together, apart, or both [default: together]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "HOW,…")]
     pub cascade_latents: Vec<Latents>,
     /// cascade: rounds of refinement to compare [default: 4]
-    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = ranges::rounds())]
     pub cascade_rounds: Vec<usize>,
     /// xkv: group sizes to compare [default: 4]
-    #[arg(long, value_delimiter = ',', value_name = "LAYERS,…")]
+    #[arg(long, value_delimiter = ',', value_name = "LAYERS,…", value_parser = ranges::count())]
     pub cross_layer_group_size: Vec<usize>,
     /// decoupled_rope: kept dimensions to compare [default: 64]
-    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = ranges::count())]
     pub d_rope: Vec<usize>,
     /// Types of cached numbers to compare [default: f32]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "DTYPE,…")]
@@ -246,7 +244,7 @@ pub struct CompareArgs {
     #[arg(long, default_value_t = 0, value_name = "SEED")]
     pub seed: u64,
     /// GiB of activations and statistics kept in memory; the rest goes to a temporary file
-    #[arg(long, default_value_t = 1.0, value_name = "GIB", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 1.0, value_name = "GIB", allow_negative_numbers = true, value_parser = ranges::gib())]
     pub scratch_memory: f64,
     /// Fit decoders again on what the compressed layers before them produce
     #[arg(long, conflicts_with = "no_calibration")]
@@ -255,10 +253,10 @@ pub struct CompareArgs {
     #[arg(long)]
     pub measure_kl: bool,
     /// Tokens a window of the texts
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = ranges::window())]
     pub max_length: usize,
     /// Windows of each text, from its start
-    #[arg(long, default_value_t = 10, value_name = "N")]
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = ranges::count())]
     pub windows: usize,
 }
 

@@ -44,7 +44,6 @@ pub fn load(session: &Session, args: &CalibrationArgs, model: &Model) -> anyhow:
     if args.no_calibration {
         return Ok(None);
     }
-    check(args)?;
     let config = model.config();
     let length = args.max_calibration_length.min(config.max_positions);
     let wanted = args.num_calibration_samples.saturating_mul(length).saturating_mul(READ_FOR_EACH);
@@ -114,28 +113,6 @@ pub fn spread(tokens: &[u32], length: usize, count: usize) -> Vec<Vec<u32>> {
 /// Bytes as lower-case hex.
 pub fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// Whether windows can be cut at all, whatever the text.
-///
-/// # Errors
-/// When there is to be no window, or none that predicts anything.
-pub fn check(args: &CalibrationArgs) -> Result<(), UserError> {
-    if args.no_calibration {
-        return Ok(());
-    }
-    let flag = |flag, found: usize, expected: &str| UserError::Flag {
-        flag,
-        found: found.to_string(),
-        expected: expected.into(),
-    };
-    if args.num_calibration_samples == 0 {
-        return Err(flag("--num-calibration-samples", 0, "at least 1"));
-    }
-    if args.max_calibration_length < 2 {
-        return Err(flag("--max-calibration-length", args.max_calibration_length, "at least 2"));
-    }
-    Ok(())
 }
 
 fn sources(session: &Session, args: &CalibrationArgs) -> anyhow::Result<Vec<Source>> {

@@ -45,7 +45,7 @@ pub fn forecast(
     let prediction = predict(config, &request.plans, text, &request.options, scratch_memory, speed);
     Forecast {
         prediction,
-        output_bytes: donor.checkpoint().file_bytes() + prediction.factor_bytes,
+        output_bytes: donor.checkpoint().file_bytes().saturating_add(prediction.factor_bytes),
         memory_available: memory_available(),
         disk_available: disk_available(folder),
     }
@@ -64,7 +64,7 @@ impl Forecast {
             _ => Ok(()),
         };
         short("memory", self.prediction.peak_memory_bytes, self.memory_available)?;
-        short("disk", self.prediction.scratch_bytes + self.output_bytes, self.disk_available)
+        short("disk", self.prediction.scratch_bytes.saturating_add(self.output_bytes), self.disk_available)
     }
 
     /// For `--json`.

@@ -17,9 +17,6 @@ pub fn in_pool<R: Send>(threads: Option<usize>, work: impl FnOnce() -> R + Send)
         let found = threads.unwrap_or_default().to_string();
         UserError::Flag { flag: "--threads", found, expected }
     };
-    if threads == Some(0) {
-        return Err(wrong("at least 1".into()));
-    }
     let pool = rayon::ThreadPoolBuilder::new()
         .num_threads(threads.unwrap_or_default())
         .stack_size(STACK)

@@ -1,5 +1,7 @@
 //! What a run is told: the names and defaults are those of cacheshrink's trainer, and each of them works.
 
+use std::ops::RangeInclusive;
+
 use serde::{Deserialize, Serialize};
 
 use crate::objective::Objective;
@@ -117,45 +119,106 @@ pub struct BadSetting {
     /// What it is.
     pub found: String,
     /// What it may be.
-    pub expected: &'static str,
+    pub expected: String,
 }
 
 impl Settings {
+    /// The most that any whole number may be: products of two of them fit 64 bits.
+    pub const MOST: u64 = (1 << 31) - 1;
+
+    /// Settings that are whole numbers, and the least that each may be.
+    const COUNTS: [(&'static str, u64); 11] = [
+        ("num_epochs", 1),
+        ("max_steps", 1),
+        ("batch_size", 1),
+        ("max_length", 2),
+        ("gradient_accumulation_steps", 1),
+        ("warmup_steps", 0),
+        ("logging_steps", 1),
+        ("save_steps", 1),
+        ("save_total_limit", 1),
+        ("early_stopping_patience", 1),
+        ("check_orthonormality_steps", 1),
+    ];
+
+    /// Settings that are numbers, and the least and the most that each may be.
+    const NUMBERS: [(&'static str, f64, f64); 7] = [
+        ("euclidean_lr", 0.0, 10.0),
+        ("riemannian_lr", 0.0, 10.0),
+        ("max_grad_norm", 0.0, f64::MAX),
+        ("weight_decay", 0.0, 1.0),
+        ("temperature", 0.01, 100.0),
+        ("distillation_alpha", 0.0, 1.0),
+        ("reconstruction_alpha", 0.0, 1.0),
+    ];
+
+    /// What the whole number of this name may be.
+    ///
+    /// # Panics
+    /// If no setting of that name is a whole number.
+    pub fn count_range(name: &str) -> RangeInclusive<u64> {
+        match Self::COUNTS.iter().find(|(known, _)| *known == name) {
+            Some(&(_, least)) => least..=Self::MOST,
+            None => panic!("no setting {name} is a whole number"),
+        }
+    }
+
+    /// What the number of this name may be.
+    ///
+    /// # Panics
+    /// If no setting of that name is a number.
+    pub fn number_range(name: &str) -> RangeInclusive<f64> {
+        match Self::NUMBERS.iter().find(|(known, ..)| *known == name) {
+            Some(&(_, least, most)) => least..=most,
+            None => panic!("no setting {name} is a number"),
+        }
+    }
+
     /// Refuses what no run could have.
     ///
     /// # Errors
     /// The first setting that is out of range.
     pub fn check(&self) -> Result<(), BadSetting> {
         let counts = [
-            ("num_epochs", self.num_epochs, 1),
-            ("max_steps", self.max_steps.unwrap_or(1), 1),
-            ("batch_size", self.batch_size, 1),
-            ("max_length", self.max_length, 2),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps, 1),
-            ("logging_steps", self.logging_steps, 1),
-            ("save_steps", self.save_steps, 1),
-            ("save_total_limit", self.save_total_limit, 1),
-            ("early_stopping_patience", self.early_stopping_patience.unwrap_or(1), 1),
-            ("check_orthonormality_steps", self.check_orthonormality_steps, 1),
+            ("num_epochs", self.num_epochs),
+            ("max_steps", self.max_steps.unwrap_or(1)),
+            ("batch_size", self.batch_size),
+            ("max_length", self.max_length),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps),
+            ("warmup_steps", self.warmup_steps),
+            ("logging_steps", self.logging_steps),
+            ("save_steps", self.save_steps),
+            ("save_total_limit", self.save_total_limit),
+            ("early_stopping_patience", self.early_stopping_patience.unwrap_or(1)),
+            ("check_orthonormality_steps", self.check_orthonormality_steps),
         ];
-        for (name, found, least) in counts {
-            if found < least {
-                let expected = if least == 1 { "at least 1" } else { "at least 2" };
+        for (name, found) in counts {
+            let range = Self::count_range(name);
+            if !range.contains(&(found as u64)) {
+                let expected = match (found as u64) < *range.start() {
+                    true => format!("at least {}", range.start()),
+                    false => format!("at most {}", range.end()),
+                };
                 return Err(BadSetting { name, found: found.to_string(), expected });
             }
         }
-        // Written so that NaN is refused too.
         let numbers = [
-            ("euclidean_lr", self.euclidean_lr, 0.0, 10.0, "0 to 10"),
-            ("riemannian_lr", self.riemannian_lr, 0.0, 10.0, "0 to 10"),
-            ("max_grad_norm", self.max_grad_norm, 0.0, f64::MAX, "0 or more"),
-            ("weight_decay", self.weight_decay, 0.0, 1.0, "0 to 1"),
-            ("temperature", self.temperature, 0.01, 100.0, "0.01 to 100"),
-            ("distillation_alpha", self.distillation_alpha, 0.0, 1.0, "0 to 1"),
-            ("reconstruction_alpha", self.reconstruction_alpha, 0.0, 1.0, "0 to 1"),
+            ("euclidean_lr", self.euclidean_lr),
+            ("riemannian_lr", self.riemannian_lr),
+            ("max_grad_norm", self.max_grad_norm),
+            ("weight_decay", self.weight_decay),
+            ("temperature", self.temperature),
+            ("distillation_alpha", self.distillation_alpha),
+            ("reconstruction_alpha", self.reconstruction_alpha),
         ];
-        for (name, found, least, most, expected) in numbers {
-            if !(least..=most).contains(&found) {
+        for (name, found) in numbers {
+            let range = Self::number_range(name);
+            // NaN is in no range.
+            if !range.contains(&found) {
+                let expected = match (*range.start(), *range.end()) {
+                    (least, f64::MAX) => format!("{least} or more"),
+                    (least, most) => format!("{least} to {most}"),
+                };
                 return Err(BadSetting { name, found: found.to_string(), expected });
             }
         }
@@ -225,6 +288,7 @@ mod tests {
             (Settings { batch_size: 0, ..base() }, "batch_size"),
             (Settings { max_length: 1, ..base() }, "max_length"),
             (Settings { max_steps: Some(0), ..base() }, "max_steps"),
+            (Settings { num_epochs: 1 << 31, ..base() }, "num_epochs"),
             (Settings { temperature: 0.0, ..base() }, "temperature"),
             (Settings { distillation_alpha: 1.5, ..base() }, "distillation_alpha"),
             (Settings { max_grad_norm: f64::INFINITY, ..base() }, "max_grad_norm"),

@@ -2,6 +2,8 @@
 
 use clap::{Args, ValueEnum};
 
+use super::ranges;
+
 /// Where calibration text comes from.
 #[derive(Clone, Debug, Args)]
 pub struct CalibrationArgs {
@@ -18,10 +20,10 @@ pub struct CalibrationArgs {
     #[arg(long)]
     pub no_calibration: bool,
     /// Windows of calibration text, spread evenly over it
-    #[arg(long, default_value_t = 128, value_name = "N")]
+    #[arg(long, default_value_t = 128, value_name = "N", value_parser = ranges::count())]
     pub num_calibration_samples: usize,
     /// Tokens a window
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = ranges::window())]
     pub max_calibration_length: usize,
     /// Field that holds the text of a .jsonl or .parquet row
     #[arg(long, default_value = crate::corpus::DEFAULT_FIELD, value_name = "FIELD")]
@@ -42,28 +44,28 @@ pub struct MethodArgs {
     #[arg(long, value_enum, value_name = "RANKS")]
     pub ranks: Option<Ranks>,
     /// cascade: earlier layers whose latents a layer reads [default: 7]
-    #[arg(long, value_name = "LAYERS")]
+    #[arg(long, value_name = "LAYERS", value_parser = ranges::any_count())]
     pub cascade_window: Option<usize>,
     /// cascade: layers of a pipeline stage, across whose start no layer reads [default: one stage]
-    #[arg(long, value_name = "LAYERS")]
+    #[arg(long, value_name = "LAYERS", value_parser = ranges::count())]
     pub cascade_group: Option<usize>,
     /// cascade: one latent a layer for K and V, or one each [default: together]
     #[arg(long, value_enum, value_name = "HOW")]
     pub cascade_latents: Option<Latents>,
     /// cascade: rounds in which a latent is refined for all layers that read it [default: 4]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::rounds())]
     pub cascade_rounds: Option<usize>,
     /// xkv: adjacent layers that share W_uk and W_uv [default: 4]
-    #[arg(long, value_name = "LAYERS")]
+    #[arg(long, value_name = "LAYERS", value_parser = ranges::count())]
     pub cross_layer_group_size: Option<usize>,
     /// xkv: layers at the start that belong to no group [default: 0]
-    #[arg(long, value_name = "LAYERS")]
+    #[arg(long, value_name = "LAYERS", value_parser = ranges::any_count())]
     pub xkv_skip_early_layers: Option<usize>,
     /// xkv: keep the attention of those layers as it is
     #[arg(long, requires = "xkv_skip_early_layers")]
     pub keep_early_layers_original: bool,
     /// decoupled_rope: dimensions of K, and of V, that are kept as they are [default: 64]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::count())]
     pub d_rope: Option<usize>,
     /// How statistics are gathered
     #[command(flatten)]
@@ -75,14 +77,14 @@ pub struct MethodArgs {
 #[command(next_help_heading = "Statistics")]
 pub struct StatisticsArgs {
     /// fisher: windows that go through the backward pass at most; the others serve the second moments alone [default: 32]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::count())]
     pub fisher_samples: Option<usize>,
     /// fisher: passes, with new labels each time; more of them make the metric less noisy [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::draws())]
     pub fisher_draws: Option<usize>,
     /// Weight of a window's first token, the attention sink, as a share of all others; at 0 it is one like any other
     /// [default: 0.6]
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, conflicts_with = "no_calibration")]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, conflicts_with = "no_calibration", value_parser = ranges::weight())]
     pub sink_weight: Option<f64>,
 }
 

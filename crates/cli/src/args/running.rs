@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::StoreDtype;
+use super::{StoreDtype, ranges};
 
 /// How a model is cached.
 #[derive(Clone, Copy, Debug, Args)]
@@ -13,7 +13,7 @@ pub struct CacheArgs {
     #[arg(long, value_enum, value_name = "DTYPE")]
     pub cache_dtype: Option<CacheDtype>,
     /// Cut the latents of a converted folder short, to a larger ratio than it was converted at (separate and joint)
-    #[arg(long, short = 'r', alias = "ratio", value_name = "RATIO", allow_negative_numbers = true)]
+    #[arg(long, short = 'r', alias = "ratio", value_name = "RATIO", allow_negative_numbers = true, value_parser = ranges::ratio())]
     pub compression_ratio: Option<f64>,
 }
 
@@ -67,13 +67,13 @@ pub struct EvalArgs {
     #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
     pub data: Vec<PathBuf>,
     /// Tokens a window
-    #[arg(long, default_value_t = 512, value_name = "N")]
+    #[arg(long, default_value_t = 512, value_name = "N", value_parser = ranges::window())]
     pub max_length: usize,
     /// Windows at most, from the start [default: all]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::count())]
     pub windows: Option<usize>,
     /// Slide the window by N tokens and score only new ones
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::count())]
     pub stride: Option<usize>,
     /// Also measure KL and top-1 agreement to this model (its donor)
     #[arg(long, value_name = "MODEL")]
@@ -102,16 +102,16 @@ pub struct GenerateArgs {
     #[arg(long, short, required = true, value_name = "TEXT")]
     pub prompt: Vec<String>,
     /// New tokens a prompt at most
-    #[arg(long, default_value_t = 100, value_name = "N")]
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = ranges::any_count())]
     pub max_new_tokens: usize,
     /// Divides the logits; 0 takes the most likely token
-    #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true, value_parser = ranges::temperature())]
     pub temperature: f64,
     /// Keep the smallest set of tokens whose probabilities reach P; needs a temperature [default: 1]
-    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = ranges::probability())]
     pub top_p: Option<f64>,
     /// Keep the K most likely tokens; needs a temperature [default: all]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = ranges::count())]
     pub top_k: Option<usize>,
     /// Fixes every draw; needs a temperature [default: 0]
     #[arg(long, value_name = "SEED")]
@@ -131,13 +131,13 @@ pub struct MemoryArgs {
     /// A model folder, a config.json or a hub id
     pub model: String,
     /// Tokens a sequence
-    #[arg(long, value_delimiter = ',', default_value = "512,1024,2048,4096", value_name = "N,…")]
+    #[arg(long, value_delimiter = ',', default_value = "512,1024,2048,4096", value_name = "N,…", value_parser = ranges::count())]
     pub sequence_lengths: Vec<usize>,
     /// Sequences at a time
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = ranges::count())]
     pub batch_size: usize,
     /// For a donor: show the cache at this ratio too
-    #[arg(long, short = 'r', alias = "ratio", value_name = "RATIO", allow_negative_numbers = true)]
+    #[arg(long, short = 'r', alias = "ratio", value_name = "RATIO", allow_negative_numbers = true, value_parser = ranges::ratio())]
     pub compression_ratio: Option<f64>,
     /// Type of a number of the standard cache
     #[arg(long, value_enum, default_value_t = StoreDtype::F16, value_name = "DTYPE")]
@@ -161,16 +161,16 @@ pub struct BenchArgs {
     /// A model folder or hub id
     pub model: String,
     /// Tokens in the cache before a decoding step [default: 128,1024, as far as the model's context goes]
-    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = ranges::any_count())]
     pub context: Option<Vec<usize>>,
     /// Sequences at a time
-    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,…")]
+    #[arg(long, value_delimiter = ',', default_value = "1", value_name = "N,…", value_parser = ranges::count())]
     pub batch_size: Vec<usize>,
     /// Time prompts of so many tokens too
-    #[arg(long, value_delimiter = ',', value_name = "N,…")]
+    #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = ranges::count())]
     pub prefill: Vec<usize>,
     /// Measurements behind a median
-    #[arg(long, default_value_t = 10, value_name = "N")]
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = ranges::count())]
     pub repeat: usize,
     /// How it is cached
     #[command(flatten)]

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::ranges;
+
 /// `shrink train`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
@@ -24,7 +26,7 @@ pub struct TrainArgs {
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub validation: Vec<PathBuf>,
     /// Windows of that text, from its start
-    #[arg(long, default_value_t = 10, value_name = "N")]
+    #[arg(long, default_value_t = 10, value_name = "N", value_parser = ranges::count())]
     pub validation_windows: usize,
     /// Who is imitated: a model folder or hub id [default: the donor that shrink.json names]
     #[arg(long, value_name = "MODEL")]
@@ -57,61 +59,61 @@ pub struct SettingArgs {
     #[arg(long, value_enum, value_name = "LOSS")]
     pub loss: Option<Loss>,
     /// Learning rate of W_down and of cascade's cross terms, by AdamW [default: 1e-5]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, value_parser = ranges::rate("euclidean_lr"))]
     pub euclidean_lr: Option<f64>,
     /// Learning rate of W_up, by Riemannian Adam [default: 1e-4]
-    #[arg(long, value_name = "RATE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "RATE", allow_negative_numbers = true, value_parser = ranges::rate("riemannian_lr"))]
     pub riemannian_lr: Option<f64>,
     /// How often the text is gone through [default: 3]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::setting("num_epochs"))]
     pub num_epochs: Option<usize>,
     /// Steps at most [default: as many as the epochs have]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::setting("max_steps"))]
     pub max_steps: Option<usize>,
     /// Windows a pass [default: 4]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::setting("batch_size"))]
     pub batch_size: Option<usize>,
     /// Tokens a window [default: 512]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::setting("max_length"))]
     pub max_length: Option<usize>,
     /// Passes that make a step, by the mean over all their tokens [default: 1]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::setting("gradient_accumulation_steps"))]
     pub gradient_accumulation_steps: Option<usize>,
     /// Longer gradients are shortened to this; 0 for no bound [default: 1]
-    #[arg(long, value_name = "NORM", allow_negative_numbers = true)]
+    #[arg(long, value_name = "NORM", allow_negative_numbers = true, value_parser = ranges::rate("max_grad_norm"))]
     pub max_grad_norm: Option<f64>,
     /// Decay of what AdamW moves [default: 0.01]
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, value_parser = ranges::rate("weight_decay"))]
     pub weight_decay: Option<f64>,
     /// Steps in which the rates rise [default: 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::setting("warmup_steps"))]
     pub warmup_steps: Option<usize>,
     /// How the rates fall [default: cosine]
     #[arg(long, value_enum, value_name = "SHAPE")]
     pub schedule: Option<Schedule>,
     /// distillation: by what logits are divided [default: 2]
-    #[arg(long, value_name = "T", allow_negative_numbers = true)]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = ranges::rate("temperature"))]
     pub temperature: Option<f64>,
     /// distillation: the teacher's share [default: 0.9]
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, value_parser = ranges::rate("distillation_alpha"))]
     pub distillation_alpha: Option<f64>,
     /// reconstruction: its share [default: 0.3]
-    #[arg(long, value_name = "SHARE", allow_negative_numbers = true)]
+    #[arg(long, value_name = "SHARE", allow_negative_numbers = true, value_parser = ranges::rate("reconstruction_alpha"))]
     pub reconstruction_alpha: Option<f64>,
     /// Steps between two lines of the log [default: 10]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::setting("logging_steps"))]
     pub logging_steps: Option<usize>,
     /// Steps between two snapshots [default: 100]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::setting("save_steps"))]
     pub save_steps: Option<usize>,
     /// Snapshots that are kept [default: 2]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::setting("save_total_limit"))]
     pub save_total_limit: Option<usize>,
     /// Stop after so many validations without a better perplexity [default: never]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::setting("early_stopping_patience"))]
     pub early_stopping_patience: Option<usize>,
     /// Steps between two measurements of how orthonormal W_up is [default: 100]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = ranges::setting("check_orthonormality_steps"))]
     pub check_orthonormality_steps: Option<usize>,
     /// Fixes the order of the windows [default: 0]
     #[arg(long, value_name = "SEED")]

@@ -79,15 +79,6 @@ impl Row {
 
 /// Times a model.
 pub fn run(session: &Session, args: &BenchArgs) -> anyhow::Result<()> {
-    for (flag, zero) in [
-        ("--repeat", args.repeat == 0),
-        ("--batch-size", args.batch_size.contains(&0)),
-        ("--prefill", args.prefill.contains(&0)),
-    ] {
-        if zero {
-            return Err(UserError::Flag { flag, found: "0".into(), expected: "at least 1".into() }.into());
-        }
-    }
     let opened = session.open_to_run(&args.model, args.cache)?;
     let longest = opened.model.config().max_positions;
     let fits = |flag, tokens: &[usize], room: usize| match tokens.iter().find(|&&tokens| tokens > room) {

@@ -30,8 +30,7 @@ pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
         asked => asked.contains(&Objective::Fisher),
     };
     let options = plans::options(&args.statistics, fisher, args.seed)?;
-    let scratch = Scratch::new(plans::scratch_bytes(args.scratch_memory)?, std::env::temp_dir());
-    calibration::check(&args.calibration)?;
+    let scratch = Scratch::new(plans::scratch_bytes(args.scratch_memory), std::env::temp_dir());
     let donor = session.open(&args.model)?;
     let config = donor.model.config();
     let plans = every_plan(args, calibrated, config)?;
@@ -105,7 +104,7 @@ fn progress(plan: &Plan, ratio: f64, texts: &[Text], measured: &[f64]) -> String
 fn every_plan(args: &CompareArgs, calibrated: bool, config: &DecoderConfig) -> anyhow::Result<Vec<Plan>> {
     let mut all: Vec<Plan> = Vec::new();
     for &ratio in &args.compression_ratio {
-        let width = plans::width(ratio, None)?;
+        let width = plans::width(ratio, None);
         for plan in plans::combinations(args, width, calibrated, config)? {
             plan.check(config)?;
             if !all.contains(&plan) {

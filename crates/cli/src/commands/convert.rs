@@ -22,7 +22,7 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     let width = match goal {
         // What the methods start from; the planner finds its own.
         Some(_) => Width::Ratio(2.0),
-        None => plans::width(args.compression_ratio, args.d_latent)?,
+        None => plans::width(args.compression_ratio, args.d_latent),
     };
     let cache = args.cache_dtype.map(CacheDtype::dtype);
     let dense = args.method.method == Method::Xkv && args.method.keep_early_layers_original;
@@ -33,8 +33,7 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         false => Objective::Fisher,
     });
     let options = plans::options(&args.method.statistics, fisher == Objective::Fisher, args.seed)?;
-    let scratch_bytes = plans::scratch_bytes(args.scratch_memory)?;
-    calibration::check(&args.calibration)?;
+    let scratch_bytes = plans::scratch_bytes(args.scratch_memory);
     let donor = session.open(&args.model)?;
     let config = donor.model.config();
     let mut request = convert::Request {
@@ -70,7 +69,6 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         }
         .into());
     }
-    calibration::check(&args.calibration)?;
     if args.method.method == Method::Auto {
         session.ui.note(&format!(
             "attention: {} ({} kv heads for {} query heads)",

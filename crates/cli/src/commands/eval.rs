@@ -88,25 +88,18 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
 
 fn windowing(args: &EvalArgs) -> Result<Windowing, UserError> {
     let length = args.max_length;
-    let flag =
-        |flag, found: usize, expected: String| UserError::Flag { flag, found: found.to_string(), expected };
-    if length < 2 {
-        return Err(flag("--max-length", length, "at least 2".into()));
-    }
-    if args.windows == Some(0) {
-        return Err(flag("--windows", 0, "at least 1".into()));
-    }
     match args.stride {
         None => Ok(Windowing::Consecutive { length }),
-        Some(stride) if (1..length).contains(&stride) => Ok(Windowing::Strided { length, stride }),
-        Some(stride) => {
-            Err(flag("--stride", stride, format!("at least 1 and less than --max-length = {length}")))
-        }
+        Some(stride) if stride < length => Ok(Windowing::Strided { length, stride }),
+        Some(stride) => Err(UserError::Flag {
+            flag: "--stride",
+            found: stride.to_string(),
+            expected: format!("less than --max-length = {length}"),
+        }),
     }
 }
 
 /// What a cache of one window takes: read off one that is really allocated, beside the donor's by the formula.
-/// The cache of this many tokens as allocated, beside the donor's.
 fn cache(model: &Decoder, tokens: usize) -> CacheSize {
     let allocated = model.cache(Padding::none(1), tokens).bytes() as u64;
     let element_bytes = if model.config().cache_dtype == CacheDtype::F32 { 4 } else { 2 };

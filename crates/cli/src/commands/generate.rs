@@ -73,20 +73,8 @@ fn object(prompts: &[String], completions: &[String], generation: &Generation, e
 }
 
 fn sampling(args: &GenerateArgs) -> Result<Sampling, UserError> {
-    let flag =
-        |flag, found: String, expected: &str| UserError::Flag { flag, found, expected: expected.into() };
-    if !(args.temperature >= 0.0 && args.temperature.is_finite()) {
-        return Err(flag("--temperature", args.temperature.to_string(), "a number from 0 up"));
-    }
-    let top_p = args.top_p.unwrap_or(1.0);
-    if !(top_p > 0.0 && top_p <= 1.0) {
-        return Err(flag("--top-p", top_p.to_string(), "above 0, at most 1"));
-    }
-    if args.top_k == Some(0) {
-        return Err(flag("--top-k", "0".into(), "at least 1"));
-    }
     if args.temperature > 0.0 {
-        let seed = args.seed.unwrap_or(0);
+        let (top_p, seed) = (args.top_p.unwrap_or(1.0), args.seed.unwrap_or(0));
         return Ok(Sampling::Random { temperature: args.temperature, top_k: args.top_k, top_p, seed });
     }
     let idle = [
@@ -95,8 +83,9 @@ fn sampling(args: &GenerateArgs) -> Result<Sampling, UserError> {
         ("--seed", args.seed.map(|seed| seed.to_string())),
     ];
     match idle.into_iter().find_map(|(name, given)| Some((name, given?))) {
-        Some((name, given)) => {
-            Err(flag(name, given, "a --temperature above 0 with it: at 0 nothing is drawn"))
+        Some((flag, found)) => {
+            let expected = "a --temperature above 0 with it: at 0 nothing is drawn".into();
+            Err(UserError::Flag { flag, found, expected })
         }
         None => Ok(Sampling::Greedy),
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use calib::{Cascade, Method, Width, Xkv, uniform_latents};
-use handlers::{ConfigJson, MlaSection, TensorSpec, read_config};
+use handlers::{ConfigJson, MlaSection, Registry, TensorSpec, read_config};
 use mla_core::decoder::LatentWidth;
 use mla_core::positions::{RopeConfig, RopeScaling};
 use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Slot};
@@ -23,9 +23,15 @@ const ELEMENT_BYTES: usize = 2;
 /// Describes a model from its configuration; no weights are read.
 pub fn run(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
     let path = session.find_config(&args.model)?;
-    let (json_config, config, section) = read_config(&path, &session.registry)?;
+    let (object, text) = report(&session.registry, &path, &args.compression_ratio)?;
+    session.print(&object, &text)
+}
+
+/// What is said of a configuration: for `--json`, and for people.
+pub(super) fn report(registry: &Registry, path: &Path, ratios: &[f64]) -> anyhow::Result<(Value, String)> {
+    let (json_config, config, section) = read_config(path, registry)?;
     let family = json_config.text_or("model_type", "")?.to_owned();
-    let donor = session.registry.handler(&json_config)?.tensors(&config.donor());
+    let donor = registry.handler(&json_config)?.tensors(&config.donor());
     let specs = section.as_ref().map_or(donor.clone(), |section| section.tensors(&donor, &config));
     let parameters = parameters(&specs);
     let mut object = describe(&family, &config, parameters);
@@ -35,7 +41,7 @@ pub fn run(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
             let trainable = trainable(&config);
             object["trainable"] = json!(trainable);
             object["mla"] = json!(section);
-            let layers = recorded_layers(&path)?;
+            let layers = recorded_layers(path)?;
             text += &converted(&config, &section, &layers);
             text += &format!(
                 "\nshrink train moves {} of the {} numbers\n",
@@ -47,7 +53,7 @@ pub fn run(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
         None => {
             let d_kv = config.d_kv();
             let (beyond, asked): (Vec<f64>, Vec<f64>) =
-                args.compression_ratio.iter().partition(|&&ratio| ratio > d_kv as f64);
+                ratios.iter().partition(|&&ratio| ratio > d_kv as f64);
             let choices = choices(&config, &asked, parameters)?;
             let methods = methods(&config);
             text += &format!(
@@ -64,7 +70,7 @@ pub fn run(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
             object["beyond_d_kv"] = json!(beyond);
         }
     }
-    session.print(&object, &text)
+    Ok((object, text))
 }
 
 /// The methods that a model can be converted by; `decoupled_rope` also wants a ratio that leaves room for what it keeps.

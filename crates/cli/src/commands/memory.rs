@@ -1,9 +1,11 @@
 //! `shrink memory`.
 
+use std::path::Path;
+
 use calib::{Method, Width, uniform_latents};
-use handlers::read_config;
+use handlers::{Registry, read_config};
 use mla_core::{CacheDtype, DecoderConfig};
-use serde_json::json;
+use serde_json::{Value, json};
 use train::eval::{CacheSize, TokenBytes, cache_sizes};
 
 use crate::args::MemoryArgs;
@@ -13,18 +15,27 @@ use crate::session::Session;
 
 /// Tabulates cache sizes.
 pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
-    let flag = |flag, found: usize| UserError::Flag {
-        flag,
-        found: found.to_string(),
-        expected: "at least 1".into(),
-    };
-    if args.batch_size == 0 {
-        return Err(flag("--batch-size", 0).into());
+    let config = config(&session.registry, &session.find_config(&args.model)?, args.compression_ratio)?;
+    let (object, text) = report(config.clone(), args)?;
+    if config.compression_ratio() == 1.0 && args.compression_ratio.is_none() {
+        session
+            .ui
+            .note("note: this model is not compressed; --compression-ratio shows what a ratio would save");
     }
-    if args.sequence_lengths.contains(&0) {
-        return Err(flag("--sequence-lengths", 0).into());
+    session.print(&object, &text)
+}
+
+/// The graph of a configuration, or what a ratio would make of it.
+pub(super) fn config(registry: &Registry, path: &Path, ratio: Option<f64>) -> anyhow::Result<DecoderConfig> {
+    let (_, config, _) = read_config(path, registry)?;
+    match ratio {
+        None => Ok(config),
+        Some(ratio) => Ok(uniform_latents(&config, Method::Separate, Width::Ratio(ratio))?),
     }
-    let mut config = config(session, args)?;
+}
+
+/// The table: for `--json`, and for people.
+pub(super) fn report(mut config: DecoderConfig, args: &MemoryArgs) -> anyhow::Result<(Value, String)> {
     let element_bytes = args.dtype.dtype().bytes();
     if let Some(dtype) = args.cache_dtype {
         config.cache_dtype = dtype.dtype();
@@ -48,11 +59,6 @@ pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
         };
         let expected = "a cache of fewer than 2^64 bytes".into();
         return Err(UserError::Flag { flag, found: found.to_string(), expected }.into());
-    }
-    if config.compression_ratio() == 1.0 && args.compression_ratio.is_none() {
-        session
-            .ui
-            .note("note: this model is not compressed; --compression-ratio shows what a ratio would save");
     }
     let saved = |size: &CacheSize| size.donor_bytes.saturating_sub(size.model_bytes);
     let object = json!({
@@ -79,13 +85,5 @@ pub fn run(session: &Session, args: &MemoryArgs) -> anyhow::Result<()> {
         if own { format!(", latents {dtype}") } else { String::new() },
         table(&["tokens", "standard", "latent", "saved"], &rows)
     );
-    session.print(&object, &text)
-}
-
-fn config(session: &Session, args: &MemoryArgs) -> anyhow::Result<DecoderConfig> {
-    let (_, config, _) = read_config(&session.find_config(&args.model)?, &session.registry)?;
-    match args.compression_ratio {
-        None => Ok(config),
-        Some(ratio) => Ok(uniform_latents(&config, Method::Separate, Width::Ratio(ratio))?),
-    }
+    Ok((object, text))
 }

@@ -7,6 +7,8 @@ pub mod convert;
 pub mod demo;
 pub mod devices;
 pub mod eval;
+#[cfg(test)]
+mod extremes;
 pub mod generate;
 pub mod inspect;
 pub mod memory;

@@ -123,18 +123,13 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
 /// What no run could have.
 fn check(args: &TrainArgs, settings: &Settings) -> anyhow::Result<()> {
     settings.check().map_err(TrainError::from)?;
-    let flag = |flag, found: &str, expected: &str| {
-        Err(UserError::Flag { flag, found: found.into(), expected: expected.into() }.into())
-    };
-    if args.validation_windows == 0 {
-        return flag("--validation-windows", "0", "at least 1");
-    }
     match settings.early_stopping_patience {
-        Some(patience) if args.validation.is_empty() => flag(
-            "--early-stopping-patience",
-            &patience.to_string(),
-            "a text to measure on: --validation FILE",
-        ),
+        Some(patience) if args.validation.is_empty() => Err(UserError::Flag {
+            flag: "--early-stopping-patience",
+            found: patience.to_string(),
+            expected: "a text to measure on: --validation FILE".into(),
+        }
+        .into()),
         _ => Ok(()),
     }
 }
