@@ -3,13 +3,20 @@
 use crate::folder::{Scratch, golden};
 use crate::program::{BINARY, Run, command, shrink};
 
-/// An output folder with a file in it, as an earlier conversion would leave it: `--force` replaces no other.
+/// An output folder as an earlier conversion would leave it: `--force` replaces no other.
 fn earlier(scratch: &Scratch) -> String {
     let out = scratch.path("out");
     std::fs::create_dir(&out).expect("a folder");
     scratch.write("out/config.json", "{\"mla\": {}}");
-    scratch.write("out/mine.txt", "mine");
+    scratch.write("out/notes.txt", "of an earlier version");
+    scratch.write("out/shrink.json", "{\"files\": [\"config.json\", \"notes.txt\", \"shrink.json\"]}");
     out
+}
+
+/// What [`earlier`] left is untouched.
+#[track_caller]
+fn is_as_it_was(scratch: &Scratch) {
+    assert_eq!(scratch.names(), ["out", "out/config.json", "out/notes.txt", "out/shrink.json"]);
 }
 
 #[test]
@@ -37,13 +44,12 @@ fn an_output_that_exists_is_refused_before_anything_else_is_looked_at() {
 fn force_replaces_the_whole_folder() {
     let scratch = Scratch::new();
     let out = earlier(&scratch);
-    scratch.write("out/stale.safetensors", "old");
     shrink(&["convert", &golden("llama"), "-o", &out, "-r", "2", "--no-calibration", "--force"]).text();
     let names = scratch.names();
     assert!(
         !names
             .iter()
-            .any(|name| name.contains("stale") || name.contains("partial") || name.contains("replaced"))
+            .any(|name| name.contains("notes") || name.contains("partial") || name.contains("replaced"))
     );
     assert!(names.iter().any(|name| name == "out/model.safetensors"), "{names:?}");
     assert_eq!(shrink(&["check", &out, "--json"]).json()["ok"], true);
@@ -59,7 +65,7 @@ fn a_conversion_that_fails_leaves_what_was_there_even_with_force() {
     });
     let args = ["convert", &donor.root(), "-o", &out, "--no-calibration", "--force"];
     shrink(&args).refused("up_proj.weight holds NaN at element 0");
-    assert_eq!(scratch.names(), ["out", "out/config.json", "out/mine.txt"]);
+    is_as_it_was(&scratch);
 }
 
 #[test]
@@ -78,6 +84,67 @@ fn force_does_not_replace_what_shrink_did_not_write() {
         Run::of(command(BINARY).args(args).current_dir(scratch.root())).refused("");
         assert_eq!(scratch.names(), before, "{out}");
     }
+}
+
+#[test]
+fn force_does_not_replace_a_folder_with_something_of_the_users() {
+    let scratch = Scratch::new();
+    let out = earlier(&scratch);
+    let force = || shrink(&["convert", &golden("llama"), "-o", &out, "--no-calibration", "--force"]);
+    for mine in ["out/mine.txt", "out/model.safetensors", "out/.git"] {
+        scratch.write(mine, "mine");
+        let name = &mine["out/".len()..];
+        let hint = force().refused(&format!("out holds {name}, which shrink did not write"));
+        assert!(hint.contains("name a new folder"), "{hint}");
+        assert_eq!(scratch.read(mine), b"mine");
+        scratch.remove(mine);
+    }
+    // Somebody else's configuration may have an `mla` section too.
+    scratch.remove("out/shrink.json");
+    force().refused("has no shrink.json");
+    assert_eq!(scratch.names(), ["out", "out/config.json", "out/notes.txt"]);
+}
+
+#[test]
+fn force_does_not_replace_what_the_command_reads() {
+    let scratch = Scratch::new();
+    let (model, teacher) = (scratch.path("model"), scratch.path("teacher"));
+    for out in [&model, &teacher] {
+        shrink(&["convert", &golden("llama"), "-o", out, "-r", "2", "--no-calibration"]).text();
+    }
+    // Texts in a folder of names that shrink gives: a record without a list says no more of them.
+    let texts = scratch.path("texts");
+    std::fs::create_dir(&texts).expect("a folder");
+    scratch.write("texts/shrink.json", "{}");
+    let text =
+        scratch.write("texts/LICENSE.txt", "It was the best of times, it was the worst of times. ".repeat(9));
+    let settings = scratch.write("texts/NOTICE", "seed = 1\n");
+    let before = scratch.names();
+
+    let refused = |args: &[&str]| {
+        let hint = shrink(&[args, &["--force"]].concat()).refused("which this command needs");
+        assert!(hint.contains("name a new folder"), "{hint}");
+        assert_eq!(scratch.names(), before, "{args:?}");
+    };
+    let short = ["--max-length", "16", "--max-steps", "1", "--batch-size", "1"];
+    let train = |out: &str, data: &str, more: &[&str]| {
+        refused(&[&["train", &model, "-o", out, "--data", data], &short[..], more].concat());
+    };
+    let data = golden("demo/calibration.txt");
+    train(&texts, &text, &["--loss", "lm"]);
+    train(&texts, &data, &["--loss", "lm", "--validation", &text]);
+    train(&teacher, &data, &["--loss", "kl", "--teacher", &teacher]);
+    train(&texts, &data, &["--loss", "lm", "--config", &settings]);
+    let few = ["--num-calibration-samples", "2", "--max-calibration-length", "16"];
+    refused(&[&["convert", &golden("llama"), "-o", &texts, "--calibration", &text], &few[..]].concat());
+    // The model that is trained, and the run's folder.
+    let args = ["train", &model, "-o", &model, "--data", &data, "--loss", "lm", "--force"];
+    shrink(&args).refused("overlaps the donor's folder");
+    let inside = format!("{texts}/run");
+    let args =
+        ["train", &model, "-o", &texts, "--data", &data, "--loss", "lm", "--run-dir", &inside, "--force"];
+    shrink(&args).refused("lies in");
+    assert_eq!(scratch.names(), before);
 }
 
 #[test]
@@ -146,7 +213,7 @@ fn a_disk_that_fills_up_leaves_what_was_there() {
     let scratch = Scratch::new();
     let out = earlier(&scratch);
     convert_in_blocks(1000, &out, "--force").refused("File too large");
-    assert_eq!(scratch.names(), ["out", "out/config.json", "out/mine.txt"]);
+    is_as_it_was(&scratch);
     convert_in_blocks(100_000, &out, "--force").text();
-    assert!(!scratch.names().contains(&"out/mine.txt".to_owned()));
+    assert!(!scratch.names().contains(&"out/notes.txt".to_owned()));
 }

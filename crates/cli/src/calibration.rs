@@ -131,7 +131,7 @@ fn sources(session: &Session, args: &CalibrationArgs) -> anyhow::Result<Vec<Sour
 
 /// What starts or ends like a path, has more slashes than a hub id, or is a file that is there, is a file; all else is a
 /// dataset. A folder is none, so that one named `wikitext` does not hide the default.
-fn is_file(source: &str) -> bool {
+pub fn is_file(source: &str) -> bool {
     const EXTENSIONS: [&str; 9] = ["txt", "jsonl", "parquet", "csv", "json", "tsv", "md", "gz", "zip"];
     let path = Path::new(source);
     // A hub id may have a dot too (`org/data-v1.5`).

@@ -8,6 +8,7 @@ pub mod corpus;
 pub mod device;
 pub mod error;
 mod forecast;
+pub mod interrupt;
 pub mod panics;
 pub mod plans;
 mod record;

@@ -1,6 +1,6 @@
 //! `shrink`: parse, run, and turn a failure into words and an exit code.
 //!
-//! Exit codes: 0 done, 1 the user's to mend, 2 usage (clap), 70 a bug of ours.
+//! Exit codes: 0 done, 1 the user's to mend, 2 usage (clap), 70 a bug of ours, 130 and 143 ended by SIGINT and SIGTERM.
 
 mod malloc;
 
@@ -18,7 +18,10 @@ fn main() -> ExitCode {
     malloc::keep_freed_blocks();
     let cli = Cli::parse();
     cli::panics::watch();
-    match catch_unwind(AssertUnwindSafe(|| cli::run(cli, handlers::Registry::builtin()))) {
+    cli::interrupt::watch();
+    let outcome = catch_unwind(AssertUnwindSafe(|| cli::run(cli, handlers::Registry::builtin())));
+    cli::interrupt::wait_if_ending();
+    match outcome {
         Ok(Ok(())) => ExitCode::SUCCESS,
         Ok(Err(error)) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Ok(Err(error)) => fail(&error),

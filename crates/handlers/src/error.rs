@@ -271,7 +271,8 @@ impl Error {
                 path.display()
             ),
             Error::OutputRefused { .. } => {
-                "name a new folder for the output; --force replaces only what shrink wrote".into()
+                "name a new folder for the output; --force replaces only what shrink wrote, and nothing that the command needs"
+                    .into()
             }
             Error::OutputExists { .. } => "choose another folder or pass --force to replace it".into(),
             Error::Hub(error) => return error.hint(),

@@ -37,6 +37,9 @@ const COPIED: [&str; 16] = [
     "USE_POLICY.md",
 ];
 
+/// Where the model came from, what was done to it, and which files belong to it.
+pub(crate) const RECORD: &str = "shrink.json";
+
 /// What to write.
 pub struct FolderPlan<'a> {
     /// The model that was converted, or a converted one whose factors were trained.
@@ -49,7 +52,8 @@ pub struct FolderPlan<'a> {
     /// The type of every tensor; `None` keeps the donor's types and stores the factors as f32, since rounding would
     /// cost `W_up` its orthonormal columns.
     pub dtype: Option<Dtype>,
-    /// Further files, by name: the model card, the provenance.
+    /// Further files, by name: the model card, the provenance. To `shrink.json`, an object, the list of all files is added; without
+    /// one it holds that alone.
     pub extra: Vec<(String, Vec<u8>)>,
     /// Bytes of one shard at most (one tensor may exceed it).
     pub max_shard_bytes: u64,
@@ -87,11 +91,23 @@ pub fn write_folder(
             output.write(name, &std::fs::read(&from).map_err(Error::io("read", &from))?)?;
         }
     }
-    for (name, bytes) in &plan.extra {
+    for (name, bytes) in plan.extra.iter().filter(|(name, _)| name != RECORD) {
         output.write(name, bytes)?;
     }
+    output.write(RECORD, &plan.record(output.path())?)?;
     output.publish()?;
     Ok(written)
+}
+
+/// Whether a file of this name is of a kind that is written, whatever the model.
+pub(crate) fn is_kind(name: &str) -> bool {
+    let is_shard = || {
+        let (number, count) =
+            name.strip_prefix("model-")?.strip_suffix(".safetensors")?.split_once("-of-")?;
+        [number, count].iter().all(|digits| digits.parse::<u32>().is_ok()).then_some(())
+    };
+    let own = ["config.json", RECORD, "README.md", "model.safetensors", "model.safetensors.index.json"];
+    own.contains(&name) || COPIED.contains(&name) || is_shard().is_some()
 }
 
 /// One tensor to be written.
@@ -149,6 +165,25 @@ impl FolderPlan<'_> {
         let checkpoint = self.donor.checkpoint();
         let tensor = checkpoint.get(key).expect("the donor's tensors were found when it was opened");
         checkpoint.dtype(key, tensor)
+    }
+
+    /// The record that was given, or an empty one, with the files that lie in `folder` beside it: another run may replace a
+    /// folder of these and no others.
+    fn record(&self, folder: &Path) -> Result<Vec<u8>, Error> {
+        let given = self.extra.iter().find(|(name, _)| name == RECORD);
+        let mut fields: Map<String, Value> = match given {
+            None => Map::new(),
+            Some((_, bytes)) => serde_json::from_slice(bytes)
+                .map_err(|source| Error::Json { path: folder.join(RECORD), source })?,
+        };
+        let entries = std::fs::read_dir(folder).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+        let entries = entries.map_err(Error::io("read", folder))?;
+        let mut files: Vec<String> =
+            entries.iter().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        files.push(RECORD.into());
+        files.sort();
+        fields.insert("files".into(), json!(files));
+        Ok(pretty(&Value::Object(fields)))
     }
 
     /// The donor's configuration with the `mla` section and, where it was changed, the type.

@@ -18,8 +18,10 @@ mod mla;
 mod model;
 mod output;
 mod registry;
+mod sibling;
 mod spec;
 mod tokenizer;
+mod unfinished;
 
 pub use checkpoint::{Checkpoint, Dtype};
 pub use config_json::ConfigJson;
@@ -33,6 +35,7 @@ pub use output::{Existing, Output};
 pub use registry::{ModelHandler, Registry};
 pub use spec::{Layout, TensorSpec};
 pub use tokenizer::{Continuation, Tokenizer, TokenizerNote};
+pub use unfinished::{Unfinished, remove_unfinished};
 
 /// The page on adding a model, so that its snippets are compiled and run with the doc tests.
 #[cfg(doctest)]

@@ -1,5 +1,7 @@
 //! `shrink convert`.
 
+use std::path::PathBuf;
+
 use calib::{Conversion, Scratch, Width};
 use handlers::{Existing, Output, Written};
 use mla_core::{DecoderConfig, Patch, WeightSource};
@@ -100,7 +102,9 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         forecast.check()?;
     }
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
-    let output = Output::prepare(&args.output, existing, donor.model.folder())?;
+    let texts = args.calibration.calibration.iter().filter(|source| calibration::is_file(source));
+    let texts: Vec<PathBuf> = texts.map(PathBuf::from).collect();
+    let output = Output::prepare_beside(&args.output, existing, donor.model.folder(), &texts)?;
     let calibration = calibration::load(session, &args.calibration, &donor.model)?;
     let scratch = Scratch::new(scratch_bytes, beside(&args.output));
     let (conversion, separate) = match (args.method.method, &calibration) {

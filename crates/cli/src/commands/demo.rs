@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use calib::linalg::Mat64;
 use calib::{Cascade, DEFAULT_MEMORY_BYTES, Method, Objective, Plan, Ranks, Scratch, Width};
-use handlers::{Model, Tokenizer};
+use handlers::{Model, Tokenizer, Unfinished};
 use mla_core::generate::{GenerateOptions, Sampling, generate};
 use mla_core::{CacheDtype, Decoder, DecoderConfig, LayerSlot, Padding, Patch, Slot, WeightSource};
 use serde_json::json;
@@ -176,11 +176,12 @@ impl Bench<'_> {
     }
 }
 
-/// The bundled model in a temporary folder that is this user's alone and goes when it is dropped.
-fn unpack() -> anyhow::Result<tempfile::TempDir> {
+/// The bundled model in a temporary folder that is this user's alone and goes when it is dropped, or the process ends.
+fn unpack() -> anyhow::Result<Unfinished> {
     let folder = tempfile::Builder::new().prefix("shrink-demo-").tempdir().map_err(|source| {
         handlers::Error::Io { action: "create a folder in", path: std::env::temp_dir(), source }
     })?;
+    let folder = Unfinished::new(folder.keep());
     for (name, bytes) in FILES {
         let path = folder.path().join(name);
         std::fs::write(&path, bytes).map_err(|source| handlers::Error::Io {

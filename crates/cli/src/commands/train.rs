@@ -14,7 +14,7 @@ use crate::convert::{MAX_SHARD_BYTES, write_shown};
 use crate::error::UserError;
 use crate::report::count;
 use crate::session::{Opened, Session};
-use crate::training::{RunFolder, Validation, donor, originals, settings};
+use crate::training::{RunFolder, Validation, donor, originals, recorded_donor, settings};
 
 /// Trains a converted model and writes the result.
 pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
@@ -29,8 +29,9 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
         return Err(UserError::NotConverted { path: args.model.clone() }.into());
     };
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
-    let output = Output::prepare(&args.output, existing, opened.model.folder())?;
     let run_dir = run_dir(args)?;
+    let inputs = inputs(args, &opened, &run_dir);
+    let output = Output::prepare_beside(&args.output, existing, opened.model.folder(), &inputs)?;
     let found = match args.resume {
         true => newest(session, &run_dir, &settings)?,
         false => {
@@ -253,6 +254,13 @@ fn run_dir(args: &TrainArgs) -> anyhow::Result<PathBuf> {
         return Err(UserError::RunInOutput { run_dir, output }.into());
     }
     Ok(run_dir)
+}
+
+/// What the run reads and keeps, and OUT must not take away: the donor that the model names is one, asked or not.
+fn inputs(args: &TrainArgs, opened: &Opened, run_dir: &Path) -> Vec<PathBuf> {
+    let texts = args.data.iter().chain(&args.validation).chain(&args.config).cloned();
+    let teacher = args.teacher.clone().or_else(|| recorded_donor(opened)).map(PathBuf::from);
+    texts.chain(teacher).chain([run_dir.to_owned()]).collect()
 }
 
 /// The snapshot to go on from; what was damaged is said.

@@ -27,7 +27,7 @@ pub fn donor(session: &Session, args: &TrainArgs, opened: &Opened, tokens: &[u32
 }
 
 /// The donor that `shrink.json` names.
-fn recorded_donor(opened: &Opened) -> Option<String> {
+pub fn recorded_donor(opened: &Opened) -> Option<String> {
     let text = std::fs::read_to_string(opened.model.folder().join("shrink.json")).ok()?;
     let record: Value = serde_json::from_str(&text).ok()?;
     record["donor"]["name"].as_str().map(str::to_owned)

@@ -183,9 +183,22 @@ fn further_files_are_written_beside_the_weights() {
     let donor = open("llama");
     let factors = exact(&donor);
     let scratch = Scratch::empty();
-    let extra =
-        vec![("README.md".to_owned(), b"# card".to_vec()), ("shrink.json".to_owned(), b"{}".to_vec())];
+    let extra = vec![
+        ("README.md".to_owned(), b"# card".to_vec()),
+        ("shrink.json".to_owned(), b"{\"a\": 1}".to_vec()),
+    ];
     written(&scratch, &FolderPlan { extra, ..plan(&donor, &factors) });
     assert_eq!(std::fs::read(place(&scratch).join("README.md")).expect("a card"), b"# card");
-    assert_eq!(std::fs::read(place(&scratch).join("shrink.json")).expect("provenance"), b"{}");
+    let record = std::fs::read(place(&scratch).join("shrink.json")).expect("provenance");
+    let record: serde_json::Value = serde_json::from_slice(&record).expect("JSON");
+    let mut files: Vec<String> = std::fs::read_dir(place(&scratch))
+        .expect("a folder")
+        .map(|entry| entry.expect("an entry").file_name().into_string().expect("a name"))
+        .collect();
+    files.sort();
+    assert_eq!(
+        record,
+        serde_json::json!({ "a": 1, "files": files }),
+        "what was given, and the list of files"
+    );
 }

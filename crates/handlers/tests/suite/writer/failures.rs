@@ -36,11 +36,72 @@ fn an_existing_folder_is_replaced_only_by_force() {
     refuses!(write(&plan(&donor, &second), &place(&scratch)), Error::OutputExists { path } if *path == place(&scratch));
     assert_eq!(reopen(&place(&scratch)).config(), first.config());
     assert!(place(&scratch).join("mine.txt").exists());
+    refuses!(force(&plan(&donor, &second), &place(&scratch)), Error::OutputRefused { reason, .. }
+        if reason == "holds mine.txt, which shrink did not write");
+    assert_eq!(reopen(&place(&scratch)).config(), first.config());
 
+    std::fs::remove_file(place(&scratch).join("mine.txt")).expect("it goes");
     force(&plan(&donor, &second), &place(&scratch)).expect("it is replaced");
     assert_eq!(reopen(&place(&scratch)).config(), second.config());
-    assert!(!place(&scratch).join("mine.txt").exists(), "the old folder is gone as a whole");
     assert_eq!(scratch.names(), ["converted"], "and nothing stands beside the new one");
+}
+
+#[test]
+fn a_folder_is_replaced_by_its_list_of_files_and_without_one_by_their_names() {
+    let donor = open("llama");
+    let factors = exact(&donor);
+    let scratch = Scratch::empty();
+    let out = place(&scratch);
+    let extra = vec![("notes.txt".to_owned(), b"of the one who wrote the folder".to_vec())];
+    let plan = FolderPlan { extra, max_shard_bytes: 20_000, ..plan(&donor, &factors) };
+    write(&plan, &out).expect("shards, their index, and a file of the caller's");
+    force(&plan, &out).expect("all of it is listed");
+    let record = out.join("shrink.json");
+    let listed = std::fs::read(&record).expect("a record");
+
+    // A folder inside, a file that takes the place of a listed one's folder, and a link are nobody's that was listed.
+    std::fs::create_dir(out.join("more")).expect("a folder");
+    refuses!(force(&plan, &out), Error::OutputRefused { reason, .. } if reason.contains("holds more"));
+    std::fs::remove_dir(out.join("more")).expect("it goes");
+    std::fs::remove_file(out.join("notes.txt")).expect("it goes");
+    std::os::unix::fs::symlink("config.json", out.join("notes.txt")).expect("a link");
+    refuses!(force(&plan, &out), Error::OutputRefused { reason, .. } if reason.contains("holds notes.txt"));
+    std::fs::remove_file(out.join("notes.txt")).expect("it goes");
+
+    // As older folders have it: a record without a list.
+    std::fs::write(&record, "{\"method\": \"separate\"}").expect("a record");
+    std::fs::write(out.join("notes.txt"), "of a name that shrink does not give").expect("a file");
+    refuses!(force(&plan, &out), Error::OutputRefused { reason, .. } if reason.contains("holds notes.txt"));
+    std::fs::remove_file(out.join("notes.txt")).expect("it goes");
+    std::fs::remove_file(&record).expect("it goes");
+    refuses!(force(&plan, &out), Error::OutputRefused { reason, .. } if reason.contains("has no shrink.json"));
+    std::fs::write(&record, "{\"method\": \"separate\"}").expect("a record");
+    force(&plan, &out).expect("every name is one that shrink gives");
+    assert_eq!(std::fs::read(&record).expect("a record"), listed);
+}
+
+#[test]
+fn a_folder_that_holds_an_input_is_never_replaced() {
+    let donor = open("llama");
+    let factors = exact(&donor);
+    let scratch = Scratch::empty();
+    let out = place(&scratch);
+    write(&plan(&donor, &factors), &out).expect("an earlier folder");
+    let link = scratch.path("link");
+    std::os::unix::fs::symlink(&out, &link).expect("a link");
+    let beside = |out: &Path, input: &Path| {
+        Output::prepare_beside(out, Existing::Replace, donor.folder(), &[input.to_path_buf()])
+    };
+    for input in [out.clone(), out.join("tokenizer.json"), link.clone(), link.join("config.json")] {
+        for place in [&out, &link] {
+            refuses!(beside(place, &input), Error::OutputRefused { reason, .. }
+                if reason.starts_with("is or holds ") && reason.ends_with("which this command needs"));
+        }
+    }
+    drop(beside(&out, &scratch.path("converted.txt")).expect("there is no such input"));
+    drop(beside(&out, scratch.folder()).expect("an input may hold the output"));
+    assert_eq!(scratch.names(), ["converted", "link"]);
+    assert_eq!(reopen(&out).config(), factors.config());
 }
 
 #[test]
