@@ -3,7 +3,7 @@
 //! [`program`] runs it, [`folder`] makes model folders to run it on, [`golden`] holds what transformers says about the
 //! bundled model, [`snapshot`] compares whole outputs. A file a command follows ([`methods`] runs them all for each way
 //! to convert, [`train`] trains what came of it; [`fisher`] and [`training`] look beneath), then what every command owes: what it refuses ([`bad_model`], [`bad_text`],
-//! [`bad_request`], [`bad_method`]), what it leaves behind ([`output`], [`interrupt`]), what it shows
+//! [`bad_request`], [`bad_method`], [`extremes`], [`room`]), what it leaves behind ([`output`], [`interrupt`]), what it shows
 //! while it works ([`progress`]) and what it fetches ([`hub`]).
 
 mod bad_method;
@@ -17,6 +17,7 @@ mod convert;
 mod demo;
 mod devices;
 mod eval;
+mod extremes;
 mod fisher;
 mod folder;
 mod generate;
@@ -31,6 +32,7 @@ mod program;
 mod progress;
 mod quantised;
 mod ratio;
+mod room;
 mod snapshot;
 mod train;
 mod training;

@@ -6,7 +6,7 @@ mod running;
 mod training;
 
 pub use factorising::{CalibrationArgs, Latents, Method, MethodArgs, Objective, Ranks, StatisticsArgs};
-pub use running::{BenchArgs, CacheArgs, CacheDtype, EvalArgs, GenerateArgs, MemoryArgs};
+pub use running::{BenchArgs, CacheArgs, CacheDtype, EvalArgs, GenerateArgs, GuardArgs, MemoryArgs};
 pub use training::{Loss, Schedule, SettingArgs, TrainArgs};
 
 use std::path::PathBuf;
@@ -258,6 +258,9 @@ pub struct CompareArgs {
     /// Windows of each text, from its start
     #[arg(long, default_value_t = 10, value_name = "N", value_parser = ranges::count())]
     pub windows: usize,
+    /// What is refused
+    #[command(flatten)]
+    pub guard: GuardArgs,
 }
 
 /// Types a folder can be stored in.

@@ -70,6 +70,17 @@ pub fn open(name: &str) -> Result<Device, UserError> {
     }
 }
 
+/// Whether a device is the processor.
+pub fn is_host(device: &Device) -> bool {
+    #[cfg(feature = "cpu")]
+    return *device == Device::flex();
+    #[cfg(not(feature = "cpu"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
 /// What a device is, as its driver names it. Opens the device.
 pub fn description(device: &Device) -> String {
     #[cfg(any(feature = "wgpu", feature = "cuda"))]

@@ -17,9 +17,11 @@ pub enum UserError {
         /// What it may be.
         expected: String,
     },
-    /// A conversion that the machine has no room for.
-    #[error("the conversion needs {needed} of {what}, and {available} are free")]
+    /// A task that the machine has no room for.
+    #[error("{task} needs {needed} of {what}, and {available} are free")]
     TooLarge {
+        /// The conversion, the evaluation, …
+        task: &'static str,
         /// Memory or disk.
         what: &'static str,
         /// What it would take.
@@ -185,14 +187,24 @@ impl UserError {
     pub fn hint(&self) -> Option<String> {
         Some(match self {
             UserError::Flag { .. } => "shrink help <COMMAND> lists every option with its default".into(),
-            UserError::TooLarge { what: "memory", .. } => {
-                "lower --scratch-memory or --max-calibration-length; --dry-run shows what each takes, --overcommit tries \
-                 all the same"
-                    .into()
+            UserError::TooLarge { task, what, .. } => match (*task, *what) {
+                ("the conversion", "memory") => {
+                    "lower --scratch-memory or --max-calibration-length; --dry-run shows what each takes, --overcommit tries \
+                     all the same"
+                }
+                ("the conversion", _) => {
+                    "name an OUT on a larger disk, or take --cascade-window 1 or --method separate"
+                }
+                ("the comparison", _) => {
+                    "compare fewer methods and ratios at a time, or lower --num-calibration-samples or \
+                     --max-calibration-length; --overcommit tries all the same"
+                }
+                _ => {
+                    "take shorter or fewer sequences (--max-length, --batch-size), a smaller model, or a machine with more \
+                     memory; --overcommit tries all the same"
+                }
             }
-            UserError::TooLarge { .. } => {
-                "name an OUT on a larger disk, or take --cascade-window 1 or --method separate".into()
-            }
+            .into(),
             UserError::MethodFlag { flag, belongs_to, .. } => {
                 format!("take --method {belongs_to}, or leave {flag} out")
             }

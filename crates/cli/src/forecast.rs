@@ -4,20 +4,22 @@ use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::{Device, Distribution, Tensor};
-use calib::{Prediction, Speed, TextSize, predict};
+use calib::{Options, Plan, Prediction, Speed, TextSize, predict};
 use handlers::Model;
-use mla_core::WeightSource;
+use mla_core::{DecoderConfig, WeightSource};
 use serde_json::{Value, json};
 
 use crate::args::CalibrationArgs;
 use crate::convert::Request;
 use crate::error::UserError;
+use crate::machine::{disk_available, memory_available};
 use crate::report::bytes;
 use crate::session::Session;
 
 /// What a conversion would take, and what there is.
 #[derive(Clone, Copy, Debug)]
 pub struct Forecast {
+    task: &'static str,
     prediction: Prediction,
     output_bytes: u64,
     memory_available: Option<u64>,
@@ -34,21 +36,45 @@ pub fn forecast(
     folder: &Path,
 ) -> Forecast {
     let config = donor.config();
-    let length = calibration.max_calibration_length.min(config.max_positions);
-    let windows = calibration.num_calibration_samples;
-    let text = (!calibration.no_calibration).then_some(TextSize {
-        windows,
-        held_back: crate::calibration::held_back(windows),
-        length,
-    });
     let speed = speed(&session.device, config.d_model);
+    let text = text_size(calibration, config);
     let prediction = predict(config, &request.plans, text, &request.options, scratch_memory, speed);
     Forecast {
+        task: "the conversion",
         prediction,
         output_bytes: donor.checkpoint().file_bytes().saturating_add(prediction.factor_bytes),
         memory_available: memory_available(),
         disk_available: disk_available(folder),
     }
+}
+
+/// Predicts what a comparison keeps of its text and its fits, beside what running a model takes. Its time is not known.
+pub fn comparison(
+    donor: &Model,
+    plans: &[Plan],
+    options: &Options,
+    calibration: &CalibrationArgs,
+    scratch_memory: u64,
+    folder: &Path,
+) -> Forecast {
+    let config = donor.config();
+    let speed = Speed { flops: f64::INFINITY, weights: f64::INFINITY };
+    Forecast {
+        task: "the comparison",
+        prediction: predict(config, plans, text_size(calibration, config), options, scratch_memory, speed),
+        output_bytes: 0,
+        memory_available: memory_available(),
+        disk_available: disk_available(folder),
+    }
+}
+
+fn text_size(calibration: &CalibrationArgs, config: &DecoderConfig) -> Option<TextSize> {
+    let windows = calibration.num_calibration_samples;
+    (!calibration.no_calibration).then_some(TextSize {
+        windows,
+        held_back: crate::calibration::held_back(windows),
+        length: calibration.max_calibration_length.min(config.max_positions),
+    })
 }
 
 impl Forecast {
@@ -58,9 +84,12 @@ impl Forecast {
     /// When memory or disk would run out.
     pub fn check(&self) -> Result<(), UserError> {
         let short = |what, needed: u64, available: Option<u64>| match available {
-            Some(available) if needed > available => {
-                Err(UserError::TooLarge { what, needed: bytes(needed), available: bytes(available) })
-            }
+            Some(available) if needed > available => Err(UserError::TooLarge {
+                task: self.task,
+                what,
+                needed: bytes(needed),
+                available: bytes(available),
+            }),
             _ => Ok(()),
         };
         short("memory", self.prediction.peak_memory_bytes, self.memory_available)?;
@@ -131,21 +160,6 @@ fn duration(seconds: f64) -> String {
     }
 }
 
-/// Memory that could be had without swapping; `None` where the system does not tell.
-fn memory_available() -> Option<u64> {
-    let info = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = info.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib << 10)
-}
-
-/// Room on the disk of a folder; `None` where the system does not tell.
-fn disk_available(folder: &Path) -> Option<u64> {
-    let existing = folder.ancestors().find(|path| path.exists()).unwrap_or(Path::new("."));
-    let stat = rustix::fs::statvfs(existing).ok()?;
-    Some(stat.f_bavail.saturating_mul(stat.f_frsize))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,11 +167,5 @@ mod tests {
     #[test]
     fn durations_come_in_the_unit_that_reads_best() {
         assert_eq!([8.4, 200.0, 9000.0].map(duration), ["8 s", "3 min", "2.5 h"]);
-    }
-
-    #[test]
-    fn the_system_tells_what_there_is() {
-        assert!(memory_available().is_none_or(|bytes| bytes > 1 << 20));
-        assert!(disk_available(Path::new("/nowhere/yet")).is_none_or(|bytes| bytes > 0));
     }
 }

@@ -79,6 +79,11 @@ impl Session {
         })
     }
 
+    /// Whether numbers are computed in the memory of the machine, not of a device of its own.
+    pub fn computes_on_host(&self) -> bool {
+        crate::device::is_host(&self.device)
+    }
+
     /// Finds a model, on the disk or on the hub.
     ///
     /// # Errors

@@ -17,6 +17,14 @@ pub struct CacheArgs {
     pub compression_ratio: Option<f64>,
 }
 
+/// What a machine without room for it refuses.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct GuardArgs {
+    /// Go on even if memory looks too small for it
+    #[arg(long)]
+    pub overcommit: bool,
+}
+
 /// What a cached number is kept as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum CacheDtype {
@@ -87,6 +95,9 @@ pub struct EvalArgs {
     /// How it is cached
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// What is refused
+    #[command(flatten)]
+    pub guard: GuardArgs,
 }
 
 /// `shrink generate`.
@@ -119,6 +130,9 @@ pub struct GenerateArgs {
     /// How it is cached
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// What is refused
+    #[command(flatten)]
+    pub guard: GuardArgs,
 }
 
 /// `shrink memory`.
@@ -175,4 +189,7 @@ pub struct BenchArgs {
     /// How it is cached
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// What is refused
+    #[command(flatten)]
+    pub guard: GuardArgs,
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::ranges;
+use super::{GuardArgs, ranges};
 
 /// `shrink train`.
 #[derive(Debug, Args)]
@@ -43,6 +43,9 @@ pub struct TrainArgs {
     /// Replace OUT if it exists
     #[arg(long)]
     pub force: bool,
+    /// What is refused
+    #[command(flatten)]
+    pub guard: GuardArgs,
     /// Field that holds the text of a .jsonl or .parquet row
     #[arg(long, default_value = crate::corpus::DEFAULT_FIELD, value_name = "FIELD")]
     pub text_field: String,

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::args::BenchArgs;
 use crate::error::UserError;
+use crate::footprint::Footprint;
 use crate::report::{bytes, table};
 use crate::session::Session;
 
@@ -101,6 +102,12 @@ pub fn run(session: &Session, args: &BenchArgs) -> anyhow::Result<()> {
         }
     };
     fits("--context", &contexts, room)?;
+    let (batch, tokens) = (args.batch_size.iter().max(), contexts.iter().chain(&args.prefill).max());
+    // With the steps behind the context.
+    let tokens = tokens.map_or(0, |tokens| tokens + args.repeat + 1);
+    let config = opened.model.config();
+    let footprint = Footprint::of(&opened.model).cached(config, batch.copied().unwrap_or(1), tokens);
+    footprint.check(session, "the measurement", args.guard.overcommit)?;
     let decoder = session.load_opened(&opened)?;
     let cases = |batch: usize| {
         let prefill = args.prefill.iter().map(move |&tokens| Case { what: Pass::Prefill, tokens, batch });

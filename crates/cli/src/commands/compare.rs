@@ -7,9 +7,10 @@ use serde_json::{Value, json};
 use train::eval::{Pass, Windowing, perplexity};
 
 use crate::args::{CompareArgs, Objective};
+use crate::footprint::Footprint;
 use crate::report::table;
 use crate::session::{Session, source_error};
-use crate::{calibration, convert, plans};
+use crate::{calibration, convert, forecast, plans};
 
 /// Text to measure on.
 struct Text {
@@ -30,10 +31,18 @@ pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
         asked => asked.contains(&Objective::Fisher),
     };
     let options = plans::options(&args.statistics, fisher, args.seed)?;
-    let scratch = Scratch::new(plans::scratch_bytes(args.scratch_memory), std::env::temp_dir());
+    let scratch_bytes = plans::scratch_bytes(args.scratch_memory);
+    let scratch = Scratch::new(scratch_bytes, std::env::temp_dir());
     let donor = session.open(&args.model)?;
     let config = donor.model.config();
     let plans = every_plan(args, calibrated, config)?;
+    if !args.guard.overcommit {
+        let (text, folder) = (&args.calibration, std::env::temp_dir());
+        forecast::comparison(&donor.model, &plans, &options, text, scratch_bytes, &folder).check()?;
+    }
+    let length = args.max_length.min(config.max_positions);
+    let footprint = Footprint::of(&donor.model).windows(config, 1, length);
+    footprint.check(session, "the comparison", args.guard.overcommit)?;
     let windowing = Windowing::Consecutive { length: args.max_length };
     let measure = |decoder: &Decoder, tokens: &[u32]| {
         perplexity(decoder, tokens, windowing, Some(args.windows), Pass::Full, &mut |_, _| {})

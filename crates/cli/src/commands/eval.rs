@@ -6,6 +6,7 @@ use train::eval::{CacheSize, Pass, TokenBytes, Windowing, cache_sizes, compare, 
 
 use crate::args::EvalArgs;
 use crate::error::UserError;
+use crate::footprint::Footprint;
 use crate::report;
 use crate::session::{Opened, Session};
 
@@ -17,6 +18,7 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
     let tokens = session.tokens(&opened.model, &args.data, &args.text_field, wanted)?;
     let donor = args.against.as_deref().map(|name| session.open(name)).transpose()?;
     donor.as_ref().map_or(Ok(()), |donor| session.check_own_cache(donor.model.config()))?;
+    footprint(&opened, donor.as_ref(), args).check(session, "the evaluation", args.guard.overcommit)?;
     let model = session.load_opened(&opened)?;
     let pass = if args.through_cache { Pass::ThroughCache } else { Pass::Full };
 
@@ -84,6 +86,17 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
         );
     }
     session.print(&object, &text)
+}
+
+fn footprint(opened: &Opened, donor: Option<&Opened>, args: &EvalArgs) -> Footprint {
+    let (model, config) = (&opened.model, opened.model.config());
+    // No window is longer than the context; one that was asked for is refused when the text is cut.
+    let length = args.max_length.min(config.max_positions);
+    let alone = Footprint::of(model).cached(config, 1, length).windows(config, 1, length);
+    match donor {
+        Some(donor) => alone.beside(&donor.model, model).windows(donor.model.config(), 1, length),
+        None => alone,
+    }
 }
 
 fn windowing(args: &EvalArgs) -> Result<Windowing, UserError> {

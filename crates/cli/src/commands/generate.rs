@@ -4,11 +4,13 @@ use std::io::Read;
 use std::ops::ControlFlow;
 
 use handlers::Continuation;
+use mla_core::WeightSource;
 use mla_core::generate::{GenerateOptions, Generation, Sampling, generate};
 use serde_json::{Value, json};
 
 use crate::args::GenerateArgs;
 use crate::error::UserError;
+use crate::footprint::Footprint;
 use crate::session::Session;
 
 /// Continues prompts.
@@ -18,6 +20,11 @@ pub fn run(session: &Session, args: &GenerateArgs) -> anyhow::Result<()> {
     let tokenizer = session.tokenizer(&opened.model)?;
     let prompts: Vec<String> = args.prompt.iter().map(|p| read_prompt(p)).collect::<Result<_, _>>()?;
     let ids: Vec<Vec<u32>> = prompts.iter().map(|p| tokenizer.encode_prompt(p)).collect::<Result<_, _>>()?;
+    let config = opened.model.config();
+    let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
+    let capacity = longest.saturating_add(args.max_new_tokens).min(config.max_positions);
+    let footprint = Footprint::of(&opened.model).cached(config, ids.len(), capacity);
+    footprint.check(session, "the generation", args.guard.overcommit)?;
     let decoder = session.load_opened(&opened)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,

@@ -12,6 +12,7 @@ use train::{Settings, Snapshot, Sources, StepReport, TrainError, Trainer, window
 use crate::args::TrainArgs;
 use crate::convert::{MAX_SHARD_BYTES, write_shown};
 use crate::error::UserError;
+use crate::footprint::Footprint;
 use crate::report::count;
 use crate::session::{Opened, Session};
 use crate::training::{RunFolder, Validation, donor, originals, recorded_donor, settings};
@@ -48,14 +49,16 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
             kept_in.name()
         ));
     }
-    let student = session.load(&opened.model)?;
-    let windows = windows(&tokens, settings.max_length, &student)?;
     let objective = settings.objective();
     let lacks_originals = objective.needs_originals() && !section.store_original_weights;
     let donor = match objective.needs_teacher() || (lacks_originals && args.teacher.is_some()) {
         true => Some(donor(session, args, &opened, &tokens)?),
         false => None,
     };
+    let footprint = footprint(&opened, donor.as_ref(), &settings, tokens.len());
+    footprint.check(session, "the training run", args.guard.overcommit)?;
+    let student = session.load(&opened.model)?;
+    let windows = windows(&tokens, settings.max_length, &student)?;
     if let (None, Some(teacher)) = (&donor, &args.teacher) {
         session.ui.note(&format!("note: the loss {} does not ask the teacher {teacher}", objective.name()));
     }
@@ -133,6 +136,21 @@ fn check(args: &TrainArgs, settings: &Settings) -> anyhow::Result<()> {
         .into()),
         _ => Ok(()),
     }
+}
+
+/// What the run takes: the models, and what trains.
+fn footprint(opened: &Opened, donor: Option<&Opened>, settings: &Settings, tokens: usize) -> Footprint {
+    let (model, config) = (&opened.model, opened.model.config());
+    let objective = settings.objective();
+    let windows = tokens / settings.max_length.max(1);
+    let mut footprint = Footprint::of(model).trained(config, settings, windows);
+    if let (Some(donor), true) = (donor, objective.needs_teacher()) {
+        footprint = footprint.beside(&donor.model, model);
+    }
+    if objective.needs_originals() {
+        footprint = footprint.originals(config);
+    }
+    footprint
 }
 
 /// All steps that are left; whether they ended before their number.
