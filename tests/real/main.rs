@@ -126,14 +126,14 @@ fn half_the_cache_keeps_the_model_and_the_conversion_fits_in_little_memory() {
 }
 
 #[test]
-fn a_quarter_of_the_cache_costs_less_than_a_tenth_of_the_perplexity() {
-    let (_folder, out, _) = convert("4", "16", &["--method", "cascade", "--ranks", "global"]);
+fn a_quarter_of_the_cache_costs_six_percent_of_the_perplexity_at_most() {
+    let (_folder, out, _) = convert("4", "32", &["--method", "cascade", "--ranks", "global"]);
     assert_eq!(shrink(&["check", &out, "--json"]).json()["ok"], true);
     let found = eval(&out, 10, &["--against", &models(DONOR)]);
     let (ours, theirs) = (number(&found, "perplexity"), number(&found["against"], "perplexity"));
     say(&format!("cascade 4x, 10 windows: {ours:.4} = {:.4} times the donor", ours / theirs));
-    // With 32 windows 1.053; half of them keep the test short. A reference implementation without the sink's weight: 1.12.
-    assert!(ours <= 1.1 * theirs, "{ours}, the donor {theirs}");
+    // 1.053 in README.md. A reference implementation without the sink's weight: 1.12.
+    assert!(ours <= 1.06 * theirs, "{ours}, the donor {theirs}");
     through_the_cache("cascade 4x", &out);
 }
 
