@@ -28,10 +28,11 @@ impl Unfinished {
     pub fn new(path: impl Into<PathBuf>) -> Self {
         let path = path.into();
         let mut folders = folders();
-        match folders.over {
+        if folders.over {
             // Nobody will come to remove it.
-            true => drop(std::fs::remove_dir_all(&path)),
-            false => drop(folders.paths.insert(path.clone())),
+            drop(std::fs::remove_dir_all(&path));
+        } else {
+            folders.paths.insert(path.clone());
         }
         Self { path }
     }
