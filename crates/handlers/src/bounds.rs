@@ -6,7 +6,7 @@
 use std::path::Path;
 
 use mla_core::DecoderConfig;
-use mla_core::decoder::MlpKind;
+use mla_core::decoder::{LayerConfig, MlpKind};
 
 use crate::error::Error;
 
@@ -25,9 +25,8 @@ const WEIGHTS: u128 = 1 << 48;
 
 /// Refuses a graph that no machine could hold, before anything is counted or allocated for it.
 pub(crate) fn check(path: &Path, config: &DecoderConfig) -> Result<(), Error> {
-    let [d_model, d_ff, vocab_size, positions, heads, kv_heads, d_head, layers] = [
+    let [d_model, vocab_size, positions, heads, kv_heads, d_head, layers] = [
         config.d_model,
-        config.d_ff,
         config.vocab_size,
         config.max_positions,
         config.n_heads,
@@ -36,25 +35,30 @@ pub(crate) fn check(path: &Path, config: &DecoderConfig) -> Result<(), Error> {
         config.n_layers(),
     ]
     .map(|size| size as u128);
-    let experts = match config.mlp {
-        MlpKind::Experts { n_experts, .. } => n_experts as u128,
-        MlpKind::Plain(_) | MlpKind::Gated(_) => 1,
+    let mlp_of = |layer: &LayerConfig| {
+        let n_experts = match layer.mlp.kind {
+            MlpKind::Experts { n_experts, .. } => n_experts as u128,
+            MlpKind::Plain(_) | MlpKind::Gated(_) => 1,
+        };
+        (layer.mlp.d_ff as u128, n_experts)
     };
+    let d_ff = config.layers.iter().map(|layer| mlp_of(layer).0).max().unwrap_or(0);
+    let experts = config.layers.iter().fold(0, |sum: u128, layer| sum.saturating_add(mlp_of(layer).1));
     let each = [
         ("a model width", d_model, SIZE),
         ("an MLP width", d_ff, SIZE),
         ("a vocabulary size", vocab_size, SIZE),
         ("a context", positions, SIZE),
         ("a number of layers", layers, LAYERS),
-        ("a number of experts in all layers", experts.saturating_mul(layers), EXPERTS),
+        ("a number of experts in all layers", experts, EXPERTS),
         ("a width of all query heads", heads.saturating_mul(d_head), HEADS),
         ("a width of all kv heads", kv_heads.saturating_mul(d_head), HEADS),
     ];
     // What comes next is made of these and fits.
     each.into_iter().try_for_each(|bound| within(path, bound))?;
     let attention = 2 * d_model * (heads + kv_heads) * d_head;
-    let mlp = 3 * d_model * d_ff * experts;
-    let weights = layers * (attention + mlp) + d_model * (2 * vocab_size + positions);
+    let mlp: u128 = config.layers.iter().map(mlp_of).map(|(d_ff, experts)| 3 * d_model * d_ff * experts).sum();
+    let weights = layers * attention + mlp + d_model * (2 * vocab_size + positions);
     let cached = layers * kv_heads * d_head;
     within(path, ("a width of all kv heads in all layers", cached, CACHED))?;
     within(path, ("a number of weights", weights, WEIGHTS))

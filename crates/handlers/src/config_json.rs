@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use crate::error::Error;
+use crate::lfs;
 
 /// A configuration file and where it came from.
 #[derive(Clone, Debug)]
@@ -17,9 +18,12 @@ impl ConfigJson {
     /// Reads a JSON object.
     ///
     /// # Errors
-    /// When the file cannot be read or is no JSON object.
+    /// When the file cannot be read, is a Git LFS pointer, or no JSON object.
     pub fn read(path: &Path) -> Result<Self, Error> {
         let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
+        if lfs::is_pointer(&bytes) {
+            return Err(Error::LfsPointer { path: path.into() });
+        }
         let value: Value =
             serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: path.into(), source })?;
         match value {

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error as ThisError;
 
+use crate::detect::Unsuited;
+
 /// A model folder that cannot be read or written, with what was expected and found. The remedy is in [`Error::hint`].
 #[derive(Debug, ThisError)]
 #[non_exhaustive]
@@ -82,6 +84,44 @@ pub enum Error {
         /// Its latent width, where the configuration says it.
         kv_lora_rank: Option<u64>,
     },
+    /// A model that has no cache to shrink in every layer.
+    #[error("{}: `{model_type}` {kind}", path.display())]
+    Unsuited {
+        /// The file.
+        path: PathBuf,
+        /// The model type.
+        model_type: String,
+        /// Why.
+        kind: Unsuited,
+    },
+    /// A model of another graph than its `model_type` says.
+    #[error("{}: `model_type` is {model_type}, but `{field}` is {found}: another graph", path.display())]
+    CustomCode {
+        /// The file.
+        path: PathBuf,
+        /// The type it calls itself.
+        model_type: String,
+        /// The field that says otherwise.
+        field: String,
+        /// Its value.
+        found: String,
+    },
+    /// Three lines that Git LFS would replace by the file.
+    #[error("{}: a Git LFS pointer, not the file", path.display())]
+    LfsPointer {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Weights that are not stored as plain floats, but by a method of quantisation.
+    #[error("{}: the weights are quantised ({scheme}), the first such is {key}", path.display())]
+    Quantised {
+        /// The folder.
+        path: PathBuf,
+        /// The method.
+        scheme: String,
+        /// A tensor that shows it.
+        key: String,
+    },
     /// A folder without safetensors weights.
     #[error("{} has no model.safetensors and no model.safetensors.index.json", path.display())]
     NoWeights {
@@ -98,6 +138,32 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
+    /// Numbered shards without an index, and not all of them.
+    #[error(
+        "{} has no model.safetensors.index.json, and of {} numbered shards {} are missing, the first is {}",
+        path.display(),
+        found.len() + missing.len(),
+        missing.len(),
+        missing[0]
+    )]
+    IncompleteShards {
+        /// The folder.
+        path: PathBuf,
+        /// The shards that are there.
+        found: Vec<String>,
+        /// The missing ones.
+        missing: Vec<String>,
+    },
+    /// A tensor in several shards.
+    #[error("{}: {key} is in {}, and no index says which copy counts", path.display(), shards.join(" and in "))]
+    TwoCopies {
+        /// The folder.
+        path: PathBuf,
+        /// The tensor.
+        key: String,
+        /// The shards that have it.
+        shards: Vec<String>,
+    },
     /// The index names shards that are not there.
     #[error("{} names {} shard(s) that are missing, the first is {}", path.display(), missing.len(), missing[0])]
     MissingShards {
@@ -106,7 +172,7 @@ pub enum Error {
         /// The missing files.
         missing: Vec<String>,
     },
-    /// The index places a tensor in a shard that does not have it, or names a file outside the folder.
+    /// The index names no tensor, or a file outside the folder.
     #[error("{}: {reason}", path.display())]
     BadIndex {
         /// The index.
@@ -117,6 +183,14 @@ pub enum Error {
     /// Tensors the architecture needs are absent.
     #[error("{}: {} tensor(s) missing, the first is {}", path.display(), keys.len(), keys[0])]
     MissingTensors {
+        /// The folder.
+        path: PathBuf,
+        /// Their keys.
+        keys: Vec<String>,
+    },
+    /// Tensors the architecture needs hold nothing.
+    #[error("{}: {} tensor(s) are empty, the first is {}", path.display(), keys.len(), keys[0])]
+    EmptyTensors {
         /// The folder.
         path: PathBuf,
         /// Their keys.
@@ -204,6 +278,14 @@ pub enum Error {
         /// What is wrong with it.
         reason: String,
     },
+    /// A link in the donor's folder to a file that is not the model's.
+    #[error("{} leads out of the model's folder, to {}", path.display(), target.display())]
+    LinkOutside {
+        /// The link.
+        path: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
     /// The hub, or the name given for a model.
     #[error(transparent)]
     Hub(#[from] crate::hub::HubError),
@@ -244,14 +326,44 @@ impl Error {
                 "the folder should hold config.json, tokenizer.json and model.safetensors (or shards with their index)"
                     .into()
             }
+            Error::NoWeights { others, .. } if others.iter().any(|name| name == "adapter_model.safetensors") => {
+                "this is an adapter: merge it into its base model (peft's merge_and_unload) and save that".into()
+            }
+            Error::NoWeights { others, .. } if others.iter().all(|name| name.ends_with(".safetensors")) => format!(
+                "found {}: a whole model is named model.safetensors, shards model-00001-of-0000N.safetensors",
+                others.join(", ")
+            ),
             Error::NoWeights { others, .. } => format!(
                 "found {}: convert it to safetensors first, e.g. with transformers' save_pretrained",
                 others.join(", ")
             ),
             Error::BadSafetensors { .. } => "the file is damaged or cut short: download it again".into(),
-            Error::MissingShards { .. } => "download the missing shards into the same folder".into(),
+            Error::Unsuited { kind, .. } => kind.hint().into(),
+            Error::CustomCode { .. } => {
+                "its code is its own, and its cache another than the type's; look for the model under a type of transformers' own"
+                    .into()
+            }
+            Error::LfsPointer { .. } => {
+                "run `git lfs pull` in the folder it was cloned to, or download the file itself".into()
+            }
+            Error::Quantised { .. } => crate::quantised::HINT.into(),
+            Error::EmptyTensors { .. } => {
+                "DeepSpeed ZeRO-3 saves so where the parts of its processes are not gathered: save again with \
+                 stage3_gather_16bit_weights_on_model_save, or run zero_to_fp32.py on the checkpoint"
+                    .into()
+            }
+            Error::TwoCopies { .. } => {
+                "fetch model.safetensors.index.json too, or remove the shard that does not belong to the model".into()
+            }
+            Error::LinkOutside { .. } => "put the file itself in the place of the link, or remove the link".into(),
+            Error::MissingShards { .. } | Error::IncompleteShards { .. } => "download the missing shards into the same folder".into(),
             Error::BadIndex { .. } => "download model.safetensors.index.json and its shards again".into(),
-            Error::MissingTensors { .. } | Error::Shape { .. } => {
+            Error::MissingTensors { .. } => {
+                "config.json and the weights do not belong together, a shard is not the one that the index means, or the file \
+                 is of another architecture"
+                    .into()
+            }
+            Error::Shape { .. } => {
                 "config.json and the weights do not belong together, or the file is of another architecture".into()
             }
             Error::UnsupportedDtype { .. } => "use the unquantised checkpoint (bf16, f16 or f32)".into(),

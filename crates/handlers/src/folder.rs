@@ -10,32 +10,14 @@ use mla_core::{Patch, Slot};
 use safetensors::{SafeTensorError, View};
 use serde_json::{Map, Value, json};
 
+use crate::carried::{carried, is_carried, read_companion};
 use crate::checkpoint::Dtype;
 use crate::error::Error;
 use crate::mla::MlaSection;
 use crate::model::Model;
 use crate::output::{Output, sync};
+use crate::quantised;
 use crate::spec::{Layout, TensorSpec};
-
-/// Files of the donor that are copied byte for byte where they exist.
-const COPIED: [&str; 16] = [
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "tokenizer.model",
-    "vocab.json",
-    "merges.txt",
-    "tekken.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-    "LICENSE",
-    "LICENSE.txt",
-    "LICENSE.md",
-    "NOTICE",
-    "USE_POLICY.md",
-];
 
 /// Where the model came from, what was done to it, and which files belong to it.
 pub(crate) const RECORD: &str = "shrink.json";
@@ -85,10 +67,9 @@ pub fn write_folder(
     let tensors = plan.tensors()?;
     output.write("config.json", &plan.config_json())?;
     let written = write_weights(plan, &tensors, &output, on_bytes)?;
-    for name in COPIED {
-        let from = plan.donor.folder().join(name);
-        if from.exists() {
-            output.write(name, &std::fs::read(&from).map_err(Error::io("read", &from))?)?;
+    for name in carried(plan.donor.folder())? {
+        if let Some(bytes) = read_companion(plan.donor.folder(), &name)? {
+            output.write(&name, &bytes)?;
         }
     }
     for (name, bytes) in plan.extra.iter().filter(|(name, _)| name != RECORD) {
@@ -107,7 +88,7 @@ pub(crate) fn is_kind(name: &str) -> bool {
         [number, count].iter().all(|digits| digits.parse::<u32>().is_ok()).then_some(())
     };
     let own = ["config.json", RECORD, "README.md", "model.safetensors", "model.safetensors.index.json"];
-    own.contains(&name) || COPIED.contains(&name) || is_shard().is_some()
+    own.contains(&name) || is_carried(name) || is_shard().is_some()
 }
 
 /// One tensor to be written.
@@ -186,9 +167,11 @@ impl FolderPlan<'_> {
         Ok(pretty(&Value::Object(fields)))
     }
 
-    /// The donor's configuration with the `mla` section and, where it was changed, the type.
+    /// The donor's configuration with the `mla` section and, where it was changed, the type. What is written is not quantised,
+    /// whatever the donor's says.
     fn config_json(&self) -> Vec<u8> {
         let mut fields: Map<String, Value> = self.donor.json().fields().clone();
+        quantised::remove_declaration(&mut fields);
         if let Some(dtype) = self.dtype {
             fields.shift_remove("dtype");
             fields.insert("torch_dtype".into(), dtype.torch_name().into());

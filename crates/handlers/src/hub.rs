@@ -8,41 +8,29 @@ mod cache;
 mod dataset;
 mod download;
 mod error;
+mod files;
 mod name;
 mod remote;
 mod settings;
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use hf_hub::{Repo, RepoType};
 
 use cache::{RepoCache, is_commit, is_inside};
 use download::download;
+use files::{CONFIG, TOKENIZER, WEIGHTS, WEIGHTS_INDEX};
 use name::{RepoName, is_path};
 use remote::Remote;
 
-pub use error::HubError;
-pub use settings::{DEFAULT_ENDPOINT, HubSettings};
+use crate::checkpoint::numbered;
+use crate::config_json::ConfigJson;
+use crate::error::Error;
+use crate::quantised;
 
-const CONFIG: &str = "config.json";
-const TOKENIZER: &str = "tokenizer.json";
-const WEIGHTS: &str = "model.safetensors";
-const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
-/// Files that are taken along where a repository has them.
-const OPTIONAL: [&str; 6] = [
-    "generation_config.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "shrink.json",
-];
-const SAFETENSORS: &str = ".safetensors";
-/// How files of weights end that are not safetensors.
-const OTHER_WEIGHTS: [&str; 9] =
-    [".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz"];
+pub use error::HubError;
+pub use name::looks_like_path;
+pub use settings::{DEFAULT_ENDPOINT, HubSettings};
 
 /// How much of a model a command needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +64,8 @@ pub trait DownloadObserver: Sync {
     fn advance(&self, bytes: u64);
     /// The file is whole. Not called for a file that fails.
     fn end(&self);
+    /// The hub did not serve `id`, for this reason, and what the cache has of it, of this commit, is taken instead.
+    fn from_cache(&self, _id: &str, _commit: &str, _reason: &HubError) {}
 }
 
 impl DownloadObserver for () {
@@ -105,12 +95,15 @@ impl Hub {
     ///
     /// What exists on the disk is local, as is whatever starts with `.`, `/` or `~` or has more than one
     /// slash. A branch or tag is looked up at the hub each time, its files are fetched once; a full commit
-    /// hash that is cached needs no network, and neither does anything cached when the hub is offline or
-    /// unreachable.
+    /// hash that is cached needs no network, and neither does anything cached when the hub is offline. What
+    /// is cached is also taken, and the observer told, when the hub cannot be reached, is busy, or does not
+    /// let this user in; as `huggingface_hub` has it, only a revision that does not exist is final.
+    ///
+    /// Weights that `config.json` declares to be quantised are looked into before they are fetched.
     ///
     /// # Errors
     /// A folder, repository, revision or file that does not exist or is not for this user; weights that are
-    /// not safetensors; a network that is off with nothing in the cache, or does not answer; content that
+    /// not safetensors, or quantised; a network that is off with nothing in the cache, or does not answer; content that
     /// arrives corrupt.
     pub fn resolve(
         &self,
@@ -118,15 +111,45 @@ impl Hub {
         need: Need,
         observer: &dyn DownloadObserver,
     ) -> Result<ModelFolder, HubError> {
+        self.find(model, need, &|_| Ok(()), observer)
+    }
+
+    /// As [`resolve`](Self::resolve) with everything that is needed, but nothing is fetched beside `config.json` unless `accept`
+    /// takes the folder that it is then in. What is on this machine already is not shown to it.
+    ///
+    /// # Errors
+    /// As for [`Hub::resolve`]; [`HubError::NotAccepted`] with the error that `accept` gave.
+    pub fn resolve_if(
+        &self,
+        model: &str,
+        accept: &dyn Fn(&Path) -> Result<(), Error>,
+        observer: &dyn DownloadObserver,
+    ) -> Result<ModelFolder, HubError> {
+        self.find(model, Need::Everything, accept, observer)
+    }
+
+    fn find(
+        &self,
+        model: &str,
+        need: Need,
+        accept: &dyn Fn(&Path) -> Result<(), Error>,
+        observer: &dyn DownloadObserver,
+    ) -> Result<ModelFolder, HubError> {
         if is_path(model) {
-            return local(Path::new(model), need);
+            return files::local(Path::new(model), need);
         }
         let at = RepoName::parse(model)?;
         let access = Access::new(&self.settings, &at, RepoType::Model)?;
-        let commit = access.fetch(
-            |folder| missing(folder, need),
-            |commit, names| access.fetch_model(commit, names, need, observer),
-        )?;
+        let fetch = |commit: &str, names: &[String]| {
+            access.fetch_config(commit, names, observer)?;
+            if need == Need::Everything {
+                accept(&access.cache.snapshot(commit))
+                    .map_err(|error| HubError::NotAccepted(Box::new(error)))?;
+                access.fetch_rest(commit, names, observer)?;
+            }
+            Ok(())
+        };
+        let commit = access.fetch(|folder| files::missing(folder, need), fetch, observer)?;
         Ok(ModelFolder { path: access.cache.snapshot(&commit), id: Some(at.id), revision: Some(commit) })
     }
 
@@ -153,14 +176,16 @@ impl Hub {
             let picked = pick(&names);
             (!dataset::is_complete(&picked)).then(|| format!("the {split} split of {subset:?}"))
         };
-        let commit = access.fetch(cached, |commit, names| {
+        let fetch = |commit: &str, names: &[String]| {
             let picked = pick(names);
             if picked.is_empty() {
-                let (id, subset, split) = (at.id.clone(), subset.to_owned(), split.to_owned());
-                return Err(HubError::NoSplit { id, subset, split, found: dataset::outline(names) });
+                let (id, revision) = (at.id.clone(), at.revision.clone());
+                let (subset, split, found) = (subset.to_owned(), split.to_owned(), dataset::outline(names));
+                return Err(HubError::NoSplit { id, revision, subset, split, found });
             }
             picked.iter().try_for_each(|file| access.fetch_file(commit, file, observer))
-        })?;
+        };
+        let commit = access.fetch(cached, fetch, observer)?;
         let folder = access.cache.snapshot(&commit);
         Ok(pick(&cache::files_below(&folder)).iter().map(|file| folder.join(file)).collect())
     }
@@ -186,11 +211,12 @@ impl<'a> Access<'a> {
     /// Brings a commit's files into the cache and returns the commit.
     ///
     /// `missing` names the first needed file that a cached folder lacks; `fetch` gets a commit and the names
-    /// of its files.
+    /// of its files. What is cached as a whole serves where the hub does not.
     fn fetch(
         &self,
         missing: impl Fn(&Path) -> Option<String>,
         fetch: impl FnOnce(&str, &[String]) -> Result<(), HubError>,
+        observer: &dyn DownloadObserver,
     ) -> Result<String, HubError> {
         let cached = self.cache.commit();
         let lacks = missing(&self.cache.snapshot(cached.as_deref().unwrap_or("none")));
@@ -207,16 +233,22 @@ impl<'a> Access<'a> {
                 cache: self.cache.root().to_owned(),
             });
         }
-        let info = match (self.remote.info(), cached, lacks) {
-            (Ok(info), ..) => info,
-            // A cached copy serves when the hub cannot be asked for a newer one.
-            (Err(HubError::Unreachable { .. }), Some(commit), None) => return Ok(commit),
-            (Err(error), ..) => return Err(error),
-        };
-        let names: Vec<String> = info.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
-        fetch(&info.sha, &names)?;
-        self.cache.remember(&info.sha)?;
-        Ok(info.sha)
+        let whole = cached.filter(|_| lacks.is_none());
+        // Who has it all need not wait for a busy hub.
+        let info = self.remote.info(if whole.is_some() { 0 } else { self.remote.retries() });
+        let fetched = info.and_then(|info| {
+            let names: Vec<String> = info.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
+            fetch(&info.sha, &names)?;
+            self.cache.remember(&info.sha)?;
+            Ok(info.sha)
+        });
+        match (fetched, whole) {
+            (Err(error), Some(commit)) if error.may_pass() => {
+                observer.from_cache(&self.at.id, &commit, &error);
+                Ok(commit)
+            }
+            (fetched, _) => fetched,
+        }
     }
 
     fn fetch_file(&self, commit: &str, file: &str, observer: &dyn DownloadObserver) -> Result<(), HubError> {
@@ -227,127 +259,72 @@ impl<'a> Access<'a> {
         download(&self.remote, &self.cache, commit, file, observer).map(|_| ())
     }
 
-    /// Small files first, so that a model that cannot be used says so before its weights are fetched.
-    fn fetch_model(
+    fn fetch_config(
         &self,
         commit: &str,
         names: &[String],
-        need: Need,
+        observer: &dyn DownloadObserver,
+    ) -> Result<(), HubError> {
+        match names.iter().any(|name| name == CONFIG) {
+            true => self.fetch_file(commit, CONFIG, observer),
+            false => Err(self.absent(CONFIG)),
+        }
+    }
+
+    /// Small files first, so that a model that cannot be used says so before its weights are fetched.
+    fn fetch_rest(
+        &self,
+        commit: &str,
+        names: &[String],
         observer: &dyn DownloadObserver,
     ) -> Result<(), HubError> {
         let has = |file: &str| names.iter().any(|name| name == file);
         let fetch = |file: &str| self.fetch_file(commit, file, observer);
-        let require = |file: &str| {
-            let (id, revision) = (self.at.id.clone(), self.at.revision.clone());
-            if has(file) {
-                fetch(file)
-            } else {
-                Err(HubError::FileNotFound { id, revision, file: file.to_owned() })
+        let snapshot = self.cache.snapshot(commit);
+        // Where there is an index it comes first: it tells what the shards hold.
+        let weights: Vec<String> = if has(WEIGHTS) {
+            vec![WEIGHTS.to_owned()]
+        } else if has(WEIGHTS_INDEX) {
+            fetch(WEIGHTS_INDEX)?;
+            files::shards(&snapshot.join(WEIGHTS_INDEX))?.into_iter().collect()
+        } else {
+            let set = numbered(names.iter().map(String::as_str).filter(|name| !name.contains('/')));
+            let Some(set) = set else {
+                let found = names.iter().filter(|name| files::is_weights(name)).cloned().collect();
+                return Err(HubError::NoSafetensors { model: self.at.id.clone(), found });
+            };
+            set.missing.first().map_or(Ok(()), |shard| Err(self.absent(shard)))?;
+            set.found
+        };
+        self.refuse_quantised(commit, &snapshot, &weights)?;
+        if !has(TOKENIZER) {
+            return Err(self.absent(TOKENIZER));
+        }
+        fetch(TOKENIZER)?;
+        files::companions(names).try_for_each(|file| fetch(file))?;
+        weights.iter().try_for_each(|file| fetch(file))
+    }
+
+    fn absent(&self, file: &str) -> HubError {
+        let (id, revision) = (self.at.id.clone(), self.at.revision.clone());
+        HubError::FileNotFound { id, revision, file: file.to_owned() }
+    }
+
+    /// Refuses weights that are quantised before they are fetched, where `config.json` says so and the names of the tensors,
+    /// from the index or from a file's first bytes, agree.
+    fn refuse_quantised(&self, commit: &str, snapshot: &Path, weights: &[String]) -> Result<(), HubError> {
+        let config = ConfigJson::read(&snapshot.join(CONFIG));
+        let Some(scheme) = config.ok().as_ref().and_then(quantised::declared) else { return Ok(()) };
+        let tensors = match (files::places(&snapshot.join(WEIGHTS_INDEX)), weights) {
+            (Ok(places), _) => places.keys().cloned().collect(),
+            (Err(_), [first, ..]) if !snapshot.join(first).exists() => {
+                self.remote.tensor_names(commit, first).unwrap_or_default()
             }
+            _ => Vec::new(),
         };
-        require(CONFIG)?;
-        if need == Need::ConfigOnly {
-            return Ok(());
-        }
-        if !has(WEIGHTS) && !has(WEIGHTS_INDEX) {
-            let found = names.iter().filter(|name| is_weights(name)).cloned().collect();
-            return Err(HubError::NoSafetensors { model: self.at.id.clone(), found });
-        }
-        require(TOKENIZER)?;
-        OPTIONAL.into_iter().filter(|file| has(file)).try_for_each(fetch)?;
-        if has(WEIGHTS) {
-            return fetch(WEIGHTS);
-        }
-        fetch(WEIGHTS_INDEX)?;
-        shards(&self.cache.snapshot(commit).join(WEIGHTS_INDEX))?.iter().try_for_each(|shard| fetch(shard))
-    }
-}
-
-fn local(path: &Path, need: Need) -> Result<ModelFolder, HubError> {
-    if !path.exists() {
-        return Err(HubError::FolderMissing { path: path.to_owned() });
-    }
-    if !path.is_dir() {
-        return Err(HubError::NotAFolder { path: path.to_owned() });
-    }
-    if need == Need::Everything {
-        let entries = fs::read_dir(path).map_err(HubError::io(path))?;
-        let mut names: Vec<String> =
-            entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-        names.sort();
-        if names.iter().any(|name| is_weights(name)) && !names.iter().any(|name| name.ends_with(SAFETENSORS))
-        {
-            names.retain(|name| is_weights(name));
-            return Err(HubError::NoSafetensors { model: path.display().to_string(), found: names });
-        }
-    }
-    Ok(ModelFolder { path: path.to_owned(), id: None, revision: None })
-}
-
-/// Whether a file holds weights, in whatever format.
-fn is_weights(name: &str) -> bool {
-    let is_other = OTHER_WEIGHTS.iter().any(|end| name.ends_with(end)) && name != "training_args.bin";
-    is_other || name.ends_with(SAFETENSORS)
-}
-
-/// The first file that a cached folder lacks.
-fn missing(folder: &Path, need: Need) -> Option<String> {
-    let lacks = |file: &str| !folder.join(file).exists();
-    if lacks(CONFIG) {
-        return Some(CONFIG.to_owned());
-    }
-    match need {
-        Need::ConfigOnly => None,
-        Need::Everything if lacks(TOKENIZER) => Some(TOKENIZER.to_owned()),
-        Need::Everything if !lacks(WEIGHTS) => None,
-        Need::Everything => match shards(&folder.join(WEIGHTS_INDEX)) {
-            Ok(shards) => shards.into_iter().find(|shard| lacks(shard)),
-            Err(_) => Some(WEIGHTS.to_owned()),
-        },
-    }
-}
-
-/// The files that an index spreads the weights over, in order.
-fn shards(index: &Path) -> Result<BTreeSet<String>, HubError> {
-    let malformed = |found: String| {
-        let expected = "a JSON object with a weight_map from tensors to files";
-        HubError::Malformed { from: index.display().to_string(), expected, found }
-    };
-    let bytes = fs::read(index).map_err(HubError::io(index))?;
-    let json: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|error| malformed(error.to_string()))?;
-    let map = json.get("weight_map").and_then(|map| map.as_object());
-    let map = map.filter(|map| !map.is_empty()).ok_or_else(|| malformed("no tensor".to_owned()))?;
-    map.values()
-        .map(|file| match file.as_str().filter(|file| is_inside(file)) {
-            Some(file) => Ok(file.to_owned()),
-            None => Err(malformed(file.to_string())),
-        })
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_index_names_each_shard_once_and_none_outside_its_folder() {
-        let folder = tempfile::tempdir().expect("a temporary folder");
-        let index = folder.path().join(WEIGHTS_INDEX);
-        let read = |json: &str| {
-            fs::write(&index, json).expect("an index");
-            shards(&index)
-        };
-        let good =
-            read(r#"{"weight_map": {"a": "2.safetensors", "b": "1.safetensors", "c": "2.safetensors"}}"#);
-        assert_eq!(
-            good.expect("two shards").into_iter().collect::<Vec<_>>(),
-            ["1.safetensors", "2.safetensors"]
-        );
-        for bad in
-            [r#"{"weight_map": {"a": "../x"}}"#, r#"{"weight_map": {"a": 1}}"#, r#"{"weight_map": {}}"#, "{"]
-        {
-            assert!(matches!(read(bad), Err(HubError::Malformed { .. })), "{bad}");
+        match quantised::mark(tensors.iter().map(String::as_str)) {
+            Some(key) => Err(HubError::Quantised { id: self.at.id.clone(), scheme, key: key.to_owned() }),
+            None => Ok(()),
         }
     }
 }

@@ -6,32 +6,42 @@
 //! [`Registry::builtin`]; another project registers its own with [`Registry::register`].
 
 mod bounds;
+mod carried;
 mod checkpoint;
 mod config_json;
+mod custom_code;
 mod detect;
+mod empty;
 mod error;
 pub mod families;
 mod folder;
 mod generation;
 pub mod hub;
+mod lfs;
 mod mla;
 mod model;
+mod notes;
 mod output;
+mod quantised;
 mod registry;
 mod sibling;
 mod spec;
 mod tokenizer;
 mod unfinished;
 
+pub use carried::read_companion;
 pub use checkpoint::{Checkpoint, Dtype};
 pub use config_json::ConfigJson;
-pub use detect::is_native_mla;
+pub use detect::{Unsuited, is_native_mla};
 pub use error::Error;
 pub use folder::{FolderPlan, Written, write_folder};
 pub use generation::GenerationConfig;
+pub use lfs::is_lfs_pointer;
 pub use mla::{LayerRanks, MlaSection};
 pub use model::{Model, read_config};
+pub use notes::left_over;
 pub use output::{Existing, Output};
+pub use quantised::{declared as declared_quantisation, quantisation};
 pub use registry::{ModelHandler, Registry};
 pub use spec::{Layout, TensorSpec};
 pub use tokenizer::{Continuation, Tokenizer, TokenizerNote};

@@ -63,6 +63,8 @@ impl Model {
             specs = section.tensors(&specs, &config);
         }
         resolve_prefixes(&mut specs, handler.prefixes(), &checkpoint);
+        crate::quantised::check(&json, &specs, &checkpoint)?;
+        crate::empty::check(&specs, &checkpoint)?;
         check(&specs, &checkpoint)?;
         let known: std::collections::HashSet<&str> = specs.iter().map(|spec| spec.key.as_str()).collect();
         let unused = checkpoint.keys().filter(|&key| !known.contains(key) && !handler.is_buffer(key));

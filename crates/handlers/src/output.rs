@@ -10,6 +10,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::Value;
 
+use crate::carried::carried;
 use crate::config_json::ConfigJson;
 use crate::error::Error;
 use crate::folder::{RECORD, is_kind};
@@ -50,7 +51,7 @@ impl Output {
     ///
     /// # Errors
     /// When the place exists and may not be replaced, overlaps `donor`, is or holds one of `inputs`, has no name of its own
-    /// (`.`, `..`, `/`), or the sibling cannot be made.
+    /// (`.`, `..`, `/`), or the sibling cannot be made; when a file of the donor that would be carried along may not be.
     pub fn prepare_beside(
         out: &Path,
         existing: Existing,
@@ -81,6 +82,9 @@ impl Output {
         let inside = |input: &&PathBuf| input.canonicalize().is_ok_and(|input| input.starts_with(&place));
         if let Some(input) = inputs.iter().find(inside) {
             return Err(refuse(format!("is or holds {}, which this command needs", input.display())));
+        }
+        if donor.is_dir() {
+            carried(donor)?;
         }
         let (staging, lock) = sibling::make(parent, name)?;
         Ok(Self { out: out.into(), staging: Unfinished::new(staging), existing, _lock: lock })

@@ -3,6 +3,8 @@
 use mla_core::DecoderConfig;
 
 use crate::config_json::ConfigJson;
+use crate::custom_code;
+use crate::detect;
 use crate::error::Error;
 use crate::families;
 use crate::spec::TensorSpec;
@@ -35,6 +37,7 @@ pub trait ModelHandler: Send + Sync {
 /// The handlers at hand. Later registrations win, so a project may replace one of ours.
 pub struct Registry {
     handlers: Vec<Box<dyn ModelHandler>>,
+    registered: Vec<Box<dyn ModelHandler>>,
 }
 
 impl Registry {
@@ -60,29 +63,39 @@ impl Registry {
                 Box::new(families::Qwen3Moe),
                 Box::new(families::SmolLm3),
             ],
+            registered: Vec::new(),
         }
     }
 
     /// Adds a family.
     pub fn register(&mut self, handler: Box<dyn ModelHandler>) {
-        self.handlers.push(handler);
+        self.registered.push(handler);
     }
 
     /// The handler for a configuration.
     ///
     /// # Errors
-    /// When the model type is unknown, missing, or natively latent.
+    /// When the model type is unknown, missing, or one of a model that has no cache to shrink.
     pub fn handler(&self, json: &ConfigJson) -> Result<&dyn ModelHandler, Error> {
-        let found = crate::detect::model_type(json)?;
-        let mut latest_first = self.handlers.iter().rev().map(Box::as_ref);
-        match latest_first.find(|handler| handler.model_types().contains(&found.as_str())) {
-            Some(handler) => Ok(handler),
-            None => Err(Error::UnknownModelType { path: json.path().into(), found, known: self.known() }),
+        let found = detect::model_type(json)?;
+        let takes = |handler: &&Box<dyn ModelHandler>| handler.model_types().contains(&found.as_str());
+        let registered = self.registered.iter().rev().find(takes);
+        let handler = registered.or_else(|| self.handlers.iter().find(takes));
+        detect::refuse(json, &found, handler.is_some())?;
+        if registered.is_none() && handler.is_some() {
+            custom_code::refuse(json, &found)?;
         }
+        let unknown = || Error::UnknownModelType {
+            path: json.path().into(),
+            found: found.clone(),
+            known: self.known(),
+        };
+        handler.map(Box::as_ref).ok_or_else(unknown)
     }
 
     /// Every model type that can be read.
     pub fn known(&self) -> Vec<String> {
-        self.handlers.iter().flat_map(|handler| handler.model_types()).map(|&name| name.to_owned()).collect()
+        let handlers = self.handlers.iter().chain(&self.registered);
+        handlers.flat_map(|handler| handler.model_types()).map(|&name| name.to_owned()).collect()
     }
 }

@@ -3,7 +3,7 @@
 //! Tensors are read from the file at their offset when they are asked for, not mapped: resident memory is then what
 //! we hold and nothing else, a file cut short under us is an error and not a signal, and no line is `unsafe`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,10 @@ use safetensors::tensor::Metadata;
 use serde_json::Value;
 
 use super::dtype::Dtype;
+use super::numbered::numbered;
 use crate::config_json::ConfigJson;
 use crate::error::Error;
+use crate::lfs;
 
 const SINGLE: &str = "model.safetensors";
 /// The limit of the safetensors format.
@@ -25,6 +27,7 @@ pub struct Checkpoint {
     folder: PathBuf,
     shards: Vec<Shard>,
     tensors: BTreeMap<String, StoredTensor>,
+    lacks_index: bool,
 }
 
 #[derive(Debug)]
@@ -46,20 +49,24 @@ pub struct StoredTensor {
 }
 
 impl Checkpoint {
-    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names.
+    /// Opens `model.safetensors`, or the shards that `model.safetensors.index.json` names, or without an index a whole set of
+    /// shards by their numbers.
     ///
     /// # Errors
     /// When there are no weights, shards are missing, or a header is damaged.
     pub fn open(folder: &Path) -> Result<Self, Error> {
-        let mut checkpoint = Self { folder: folder.into(), shards: Vec::new(), tensors: BTreeMap::new() };
+        let empty =
+            Self { folder: folder.into(), shards: Vec::new(), tensors: BTreeMap::new(), lacks_index: false };
         if folder.join(SINGLE).exists() {
-            checkpoint.add(SINGLE)?;
+            empty.with_shards(&[SINGLE.to_owned()], &BTreeMap::new())
         } else if folder.join(INDEX).exists() {
-            checkpoint.add_index()?;
+            let places = places(&folder.join(INDEX))?;
+            let wanted: BTreeSet<&String> = places.values().collect();
+            let wanted: Vec<String> = wanted.into_iter().cloned().collect();
+            empty.with_shards(&wanted, &places)
         } else {
-            return Err(no_weights(folder));
+            empty.by_numbers()
         }
-        Ok(checkpoint)
     }
 
     /// The folder the weights lie in.
@@ -77,6 +84,11 @@ impl Checkpoint {
         self.shards.iter().map(|shard| shard.len).sum()
     }
 
+    /// Whether the shards were found by their numbers, since there is no index.
+    pub fn lacks_index(&self) -> bool {
+        self.lacks_index
+    }
+
     /// Every tensor's name, sorted.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -87,6 +99,11 @@ impl Checkpoint {
         self.tensors.get(key)
     }
 
+    /// The name of the type that a tensor is stored in, as safetensors has it: `BF16`, `F8_E4M3`, …
+    pub(crate) fn stored_type(tensor: &StoredTensor) -> String {
+        format!("{:?}", tensor.dtype)
+    }
+
     /// The float type of a tensor.
     ///
     /// # Errors
@@ -95,7 +112,7 @@ impl Checkpoint {
         Dtype::from_safetensors(tensor.dtype).ok_or_else(|| Error::UnsupportedDtype {
             path: self.folder.clone(),
             key: key.into(),
-            found: format!("{:?}", tensor.dtype),
+            found: Self::stored_type(tensor),
         })
     }
 
@@ -123,68 +140,85 @@ impl Checkpoint {
         Ok(bytes)
     }
 
-    fn add_index(&mut self) -> Result<(), Error> {
-        let path = self.folder.join(INDEX);
-        let index = ConfigJson::read(&path)?;
-        let bad = |reason: String| Error::BadIndex { path: path.clone(), reason };
-        let places = index.object("weight_map")?.ok_or_else(|| index.missing("weight_map"))?;
-        let mut wanted: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
-        for (key, shard) in places.fields() {
-            let Value::String(shard) = shard else {
-                return Err(bad(format!("the shard of {key} is no file name")));
-            };
-            // A name is only a name: an index from a stranger must not reach outside the folder.
-            if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
-                return Err(bad(format!("{shard:?} is not a file name in the folder")));
-            }
-            wanted.entry(shard).or_default().push(key);
+    fn by_numbers(mut self) -> Result<Self, Error> {
+        let names = names(&self.folder);
+        let Some(set) = numbered(names.iter().map(String::as_str)) else {
+            return Err(no_weights(&self.folder, names));
+        };
+        if !set.missing.is_empty() {
+            return Err(Error::IncompleteShards {
+                path: self.folder,
+                missing: set.missing,
+                found: set.found,
+            });
         }
-        let missing = |shard: &&&str| !self.folder.join(shard).exists();
-        let missing: Vec<String> = wanted.keys().filter(missing).map(|s| (*s).to_owned()).collect();
-        if !missing.is_empty() {
-            return Err(Error::MissingShards { path, missing });
-        }
-        if wanted.is_empty() {
-            return Err(bad("it names no tensors".into()));
-        }
-        for (shard, keys) in wanted {
-            self.add(shard)?;
-            let number = self.shards.len() - 1;
-            if let Some(key) =
-                keys.iter().find(|&&key| self.tensors.get(key).is_none_or(|t| t.shard != number))
-            {
-                return Err(bad(format!("{key} is said to be in {shard}, which does not have it")));
-            }
-        }
-        Ok(())
+        self.lacks_index = true;
+        self.with_shards(&set.found, &BTreeMap::new())
     }
 
-    fn add(&mut self, name: &str) -> Result<(), Error> {
-        let path = self.folder.join(name);
-        let file = File::open(&path).map_err(Error::io("open", &path))?;
-        let (data, metadata, file_len) = read_header(&file, &path)?;
-        let shard = self.shards.len();
-        for (key, info) in metadata.tensors() {
-            let (start, end) = info.data_offsets;
-            let tensor = StoredTensor {
-                shape: info.shape.clone(),
-                dtype: info.dtype,
-                shard,
-                offset: data + start as u64,
-                len: end - start,
-            };
-            if self.tensors.insert(key.clone(), tensor).is_some() {
-                return Err(Error::BadSafetensors { path, reason: format!("{key} is in another shard too") });
+    /// Reads the headers. Of a tensor in several shards the copy counts that `places` names; a tensor that is only said to be
+    /// in one is simply not there, and missed by whoever needs it.
+    fn with_shards(mut self, shards: &[String], places: &BTreeMap<String, String>) -> Result<Self, Error> {
+        let mut copies = BTreeMap::<String, Vec<StoredTensor>>::new();
+        for (shard, name) in shards.iter().enumerate() {
+            let path = self.folder.join(name);
+            let file = File::open(&path).map_err(Error::io("open", &path))?;
+            let (data, metadata, len) = read_header(&file, &path)?;
+            for (key, info) in metadata.tensors() {
+                let (start, end) = info.data_offsets;
+                let (shape, dtype, offset) = (info.shape.clone(), info.dtype, data + start as u64);
+                let tensor = StoredTensor { shape, dtype, shard, offset, len: end - start };
+                copies.entry(key).or_default().push(tensor);
             }
+            self.shards.push(Shard { path, file, len });
         }
-        self.shards.push(Shard { path, file, len: file_len });
-        Ok(())
+        for (key, mut found) in copies {
+            let named = |copy: &StoredTensor| places.get(&key) == Some(&shards[copy.shard]);
+            let chosen = match found.len() {
+                1 => Some(0),
+                _ => found.iter().position(named),
+            };
+            let Some(chosen) = chosen else {
+                let shards = found.iter().map(|copy| shards[copy.shard].clone()).collect();
+                return Err(Error::TwoCopies { path: self.folder, key, shards });
+            };
+            self.tensors.insert(key, found.swap_remove(chosen));
+        }
+        Ok(self)
+    }
+}
+
+/// Which shard an index says each tensor is in; every shard is there.
+fn places(path: &Path) -> Result<BTreeMap<String, String>, Error> {
+    let index = ConfigJson::read(path)?;
+    let bad = |reason: String| Error::BadIndex { path: path.into(), reason };
+    let map = index.object("weight_map")?.ok_or_else(|| index.missing("weight_map"))?;
+    let mut places = BTreeMap::new();
+    for (key, shard) in map.fields() {
+        let Value::String(shard) = shard else {
+            return Err(bad(format!("the shard of {key} is no file name")));
+        };
+        // A name is only a name: an index from a stranger must not reach outside the folder.
+        if Path::new(shard).file_name().is_none_or(|name| name != shard.as_str()) {
+            return Err(bad(format!("{shard:?} is not a file name in the folder")));
+        }
+        places.insert(key.clone(), shard.clone());
+    }
+    if places.is_empty() {
+        return Err(bad("it names no tensors".into()));
+    }
+    let wanted: BTreeSet<&String> = places.values().collect();
+    let missing = wanted.into_iter().filter(|shard| !path.with_file_name(shard).exists());
+    match missing.cloned().collect::<Vec<String>>() {
+        missing if missing.is_empty() => Ok(places),
+        missing => Err(Error::MissingShards { path: path.into(), missing }),
     }
 }
 
 /// Where the data starts, what it holds, and the file's length. Nothing is trusted before it is checked against the
 /// file: neither the header's length nor any offset.
 fn read_header(file: &File, path: &Path) -> Result<(u64, Metadata, u64), Error> {
+    lfs::refuse(path)?;
     let bad = |reason: String| Error::BadSafetensors { path: path.into(), reason };
     let file_len = file.metadata().map_err(Error::io("read", path))?.len();
     if file_len < 8 {
@@ -224,13 +258,16 @@ fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io
     Ok(())
 }
 
-fn no_weights(folder: &Path) -> Error {
-    let is_other = |name: &String| {
-        [".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"].iter().any(|ext| name.ends_with(ext))
-    };
-    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    let mut others: Vec<String> =
-        names.filter_map(|entry| entry.file_name().into_string().ok()).filter(is_other).collect();
-    others.sort();
-    Error::NoWeights { path: folder.into(), others }
+/// The names of everything in a folder; none where it cannot be read.
+fn names(folder: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries.filter_map(|entry| entry.file_name().into_string().ok()).collect();
+    names.sort();
+    names
+}
+
+fn no_weights(folder: &Path, mut names: Vec<String>) -> Error {
+    const ENDS: [&str; 8] = [".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"];
+    names.retain(|name| ENDS.iter().any(|end| name.ends_with(end)));
+    Error::NoWeights { path: folder.into(), others: names }
 }

@@ -66,11 +66,28 @@ pub enum HubError {
         found: Vec<String>,
     },
 
+    /// The model's configuration is not one to go on with.
+    #[error(transparent)]
+    NotAccepted(Box<crate::error::Error>),
+
+    /// The model's weights are not plain floats.
+    #[error("{id}: the weights are quantised ({scheme}), the first such is {key}")]
+    Quantised {
+        /// The repository asked for.
+        id: String,
+        /// The method.
+        scheme: String,
+        /// A tensor that shows it.
+        key: String,
+    },
+
     /// The data set has no parquet files of this subset and split.
     #[error("{id}: expected parquet files of subset {subset:?}, split {split:?}, found {}", listed(.found))]
     NoSplit {
         /// The data set asked for.
         id: String,
+        /// The revision that was looked at.
+        revision: String,
         /// The subset asked for.
         subset: String,
         /// The split asked for.
@@ -181,7 +198,24 @@ pub enum HubError {
     NoCacheFolder,
 }
 
+/// The branch on which the hub keeps its own conversion of a data set.
+const PARQUET: &str = "refs/convert/parquet";
+
 impl HubError {
+    /// Whether the hub may answer otherwise another time or to another user, so that a copy in the cache is as good as can be
+    /// had.
+    pub(super) fn may_pass(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. }
+                | Self::Gated { .. }
+                | Self::Unauthorised { .. }
+                | Self::Refused { .. }
+                | Self::RepoNotFound { .. }
+                | Self::Malformed { .. }
+        )
+    }
+
     /// The remedy, where there is one that the user can apply.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
@@ -205,12 +239,20 @@ impl HubError {
             Self::FileNotFound { file, .. } if file == "tokenizer.json" => {
                 "save the tokenizer once with transformers (save_pretrained) and pass the local folder".into()
             }
+            Self::FileNotFound { file, .. } if file.ends_with(".safetensors") => {
+                "the repository lacks a part of its weights: look for a revision that has them all".into()
+            }
             Self::FileNotFound { .. } => return None,
             Self::NoSafetensors { .. } => {
                 "only safetensors weights are read: convert them once with transformers (save_pretrained), \
                  or look for a revision that has them"
                     .into()
             }
+            Self::NotAccepted(error) => return error.hint(),
+            Self::Quantised { .. } => crate::quantised::HINT.into(),
+            Self::NoSplit { id, revision, found, .. } if found.is_empty() && revision != PARQUET => format!(
+                "the data set has no parquet files; the hub keeps a conversion of most sets as {id}@{PARQUET}"
+            ),
             Self::NoSplit { .. } => {
                 "name a subset and a split that the data set has, or pass text files".into()
             }

@@ -39,10 +39,16 @@ impl RepoName {
     }
 }
 
+/// Whether a name is a path by its looks: it starts with `.`, `/` or `~`, or has more than one slash before its revision,
+/// which may have slashes of its own (`org/name@refs/pr/1`).
+pub fn looks_like_path(name: &str) -> bool {
+    let id = name.split('@').next().unwrap_or(name);
+    name.starts_with(['.', '/', '~']) || id.matches('/').count() > 1
+}
+
 /// Whether the user means a folder of this machine.
 pub(super) fn is_path(model: &str) -> bool {
-    let id = model.split('@').next().unwrap_or(model);
-    model.starts_with(['.', '/', '~']) || id.matches('/').count() > 1 || Path::new(model).exists()
+    looks_like_path(model) || Path::new(model).exists()
 }
 
 #[cfg(test)]

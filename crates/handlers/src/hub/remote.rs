@@ -5,6 +5,7 @@
 //! checks neither size nor hash. It also waits for ever on a silent line, sends the token to the content
 //! network, and reduces the hub's reasons to a status code.
 
+use std::io::Read;
 use std::time::Duration;
 
 use hf_hub::Repo;
@@ -25,6 +26,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(10);
 const MAX_REDIRECTS: usize = 10;
 /// A repository of 10⁵ files lists in about 10 MB.
 const MAX_LISTING_BYTES: u64 = 256 << 20;
+/// A header of 10⁴ tensors has about 1 MB.
+const MAX_PEEK_BYTES: u64 = 2 << 20;
 
 /// One repository as the hub shows it.
 pub(super) struct Remote<'a> {
@@ -72,10 +75,10 @@ impl<'a> Remote<'a> {
         Self { agent, settings, repo, id }
     }
 
-    /// The commit that the revision stands for, and the names of its files.
-    pub(super) fn info(&self) -> Result<RepoInfo, HubError> {
+    /// The commit that the revision stands for, and the names of its files; asked for again so often.
+    pub(super) fn info(&self, retries: u32) -> Result<RepoInfo, HubError> {
         let url = format!("{}/api/{}", self.settings.endpoint, self.repo.api_url());
-        self.persist(|| {
+        self.persist(retries, || {
             let mut response = self.call(self.agent.get(&url), &url, None)?;
             let body = response.body_mut().with_config().limit(MAX_LISTING_BYTES).read_to_vec();
             let body = body.map_err(|error| self.network_fault(error))?;
@@ -93,7 +96,7 @@ impl<'a> Remote<'a> {
     /// Follows redirects inside the hub (renamed repositories) and stops at the one to the content network,
     /// because the hub's own answer carries the hash.
     pub(super) fn meta(&self, commit: &str, file: &str) -> Result<FileMeta, HubError> {
-        self.persist(|| {
+        self.persist(self.settings.retries, || {
             let mut url = self.file_url(commit, file);
             for _ in 0..MAX_REDIRECTS {
                 let request = self.agent.head(&url).config().max_redirects(0).build();
@@ -126,6 +129,21 @@ impl<'a> Remote<'a> {
         self.call(request, &url, Some(file))
     }
 
+    /// The tensors in a safetensors file, by its header alone; none where that is longer than what is asked for.
+    pub(super) fn tensor_names(&self, commit: &str, file: &str) -> Result<Vec<String>, HubError> {
+        self.persist(self.settings.retries, || {
+            let url = self.file_url(commit, file);
+            let range = format!("bytes=0-{}", MAX_PEEK_BYTES - 1);
+            let request = self.agent.get(&url).header(header::RANGE, range);
+            let response = self.call(request, &url, Some(file))?;
+            // A server without ranges sends the whole file, of which no more is read.
+            let mut start = Vec::new();
+            let read = response.into_body().into_reader().take(MAX_PEEK_BYTES).read_to_end(&mut start);
+            read.map_err(|error| self.network_fault(ureq::Error::Io(error)))?;
+            Ok(header_names(&start).unwrap_or_default())
+        })
+    }
+
     /// Waits before retry number `attempt`, counted from 0.
     pub(super) fn pause(&self, attempt: u32) {
         let pause = self.settings.retry_pause.saturating_mul(1 << attempt.min(16)).min(MAX_PAUSE);
@@ -143,8 +161,12 @@ impl<'a> Remote<'a> {
         format!("{}/{}/resolve/{commit}/{}", self.settings.endpoint, self.repo.url(), escaped(file))
     }
 
-    fn persist<T>(&self, mut exchange: impl FnMut() -> Result<T, Fault>) -> Result<T, HubError> {
-        for attempt in 0..self.settings.retries {
+    fn persist<T>(
+        &self,
+        retries: u32,
+        mut exchange: impl FnMut() -> Result<T, Fault>,
+    ) -> Result<T, HubError> {
+        for attempt in 0..retries {
             match exchange() {
                 Ok(value) => return Ok(value),
                 Err(Fault { retry: Retry::Worthwhile, .. }) => self.pause(attempt),
@@ -248,14 +270,28 @@ fn meta(url: &str, etag: &str, bytes: Option<u64>) -> Result<FileMeta, Fault> {
     }
 }
 
-/// The address that a redirect leads to, if it stays on the server of `url`.
+/// The tensors that the header of a safetensors file names; `None` where these are not all of its bytes.
+fn header_names(start: &[u8]) -> Option<Vec<String>> {
+    let (length, rest) = start.split_first_chunk::<8>()?;
+    let header = rest.get(..usize::try_from(u64::from_le_bytes(*length)).ok()?)?;
+    let header: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(header).ok()?;
+    Some(header.into_iter().map(|(name, _)| name).collect())
+}
+
+/// The address that a redirect leads to, if it stays on the server of `url` and does not give up encryption: the token goes
+/// along.
 fn beside(url: &str, location: &str) -> Option<String> {
     let here: Uri = url.parse().ok()?;
     let there: Uri = location.parse().ok()?;
     let (scheme, authority) = (here.scheme_str()?, here.authority()?);
     match there.authority() {
         None => Some(format!("{scheme}://{authority}{}", there.path_and_query()?)),
-        Some(other) if other == authority => Some(location.to_owned()),
+        Some(other)
+            if other == authority
+                && (there.scheme() == here.scheme() || there.scheme_str() == Some("https")) =>
+        {
+            Some(location.to_owned())
+        }
         Some(_) => None,
     }
 }
@@ -283,6 +319,25 @@ mod tests {
         assert_eq!(beside(url, "/b/f?x=1").as_deref(), Some("http://hub:80/b/f?x=1"));
         assert_eq!(beside(url, "http://hub:80/c").as_deref(), Some("http://hub:80/c"));
         assert_eq!(beside(url, "http://cdn/c"), None);
+    }
+
+    #[test]
+    fn no_redirect_takes_the_token_from_https_to_http() {
+        assert_eq!(beside("https://hub/a", "http://hub/a"), None);
+        assert_eq!(beside("https://hub/a", "https://hub/b").as_deref(), Some("https://hub/b"));
+        assert_eq!(beside("http://hub/a", "https://hub/b").as_deref(), Some("https://hub/b"));
+        assert_eq!(beside("https://hub/a", "/b").as_deref(), Some("https://hub/b"));
+    }
+
+    #[test]
+    fn a_header_is_read_when_it_is_whole() {
+        let header = br#"{"a.qweight": {}, "b": {}}"#;
+        let file = [&(header.len() as u64).to_le_bytes()[..], header, b"data"].concat();
+        assert_eq!(header_names(&file), Some(vec!["a.qweight".to_owned(), "b".to_owned()]));
+        for cut in [0, 7, 8, 20] {
+            assert_eq!(header_names(&file[..cut]), None, "{cut}");
+        }
+        assert_eq!(header_names(&u64::MAX.to_le_bytes()), None);
     }
 
     #[test]

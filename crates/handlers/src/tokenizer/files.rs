@@ -118,6 +118,9 @@ pub(super) fn switch(fields: &Map<String, Value>, name: &str) -> Option<bool> {
 }
 
 fn bytes(path: &Path) -> Result<Option<Vec<u8>>, Error> {
+    if path.exists() {
+        crate::lfs::refuse(path)?;
+    }
     match std::fs::read(path) {
         Ok(bytes) => Ok(Some(bytes)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

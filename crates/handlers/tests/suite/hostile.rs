@@ -1,6 +1,10 @@
 //! Folders that are broken, foreign or made to harm: each is refused with the error that says so, and a hint.
 
 mod config;
+mod graphs;
+mod links;
+mod pointers;
+mod quantised;
 mod scalars;
 mod section;
 mod shards;

@@ -1,7 +1,9 @@
 //! Models and data sets fetched from a hub that runs in the test, with the faults that hubs and lines have.
 
+mod early;
 mod faults;
 mod server;
+mod stale;
 
 use std::fs;
 use std::path::{Path, PathBuf};

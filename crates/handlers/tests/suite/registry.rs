@@ -83,6 +83,16 @@ fn a_registered_family_opens_and_converts_like_ours() {
 }
 
 #[test]
+fn a_registered_family_may_have_code_of_its_own() {
+    let scratch = acme();
+    scratch.set("architectures", serde_json::json!(["AcmeLM"]));
+    scratch.set("auto_map", serde_json::json!({ "AutoModelForCausalLM": "modeling_acme.AcmeLM" }));
+    assert!(Model::open(scratch.folder(), &registry()).is_ok(), "its handler knows that code");
+    scratch.set("model_type", "llama");
+    assert!(matches!(Model::open(scratch.folder(), &registry()), Err(Error::CustomCode { .. })));
+}
+
+#[test]
 fn a_registered_family_is_known_by_all_its_names() {
     let ours = Registry::builtin().known();
     assert_eq!(registry().known(), [ours, vec!["acme".to_owned(), "acme-next".to_owned()]].concat());

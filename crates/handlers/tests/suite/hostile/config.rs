@@ -50,11 +50,11 @@ fn a_configuration_that_is_no_object_is_named() {
 #[test]
 fn an_unknown_model_type_lists_the_known_ones_and_how_to_add_one() {
     let scratch = Scratch::of("llama");
-    scratch.set("model_type", "mamba");
+    scratch.set("model_type", "acme");
     let error = scratch.open().expect_err("unknown");
     match &error {
         Error::UnknownModelType { found, known, .. } => {
-            assert_eq!(found, "mamba");
+            assert_eq!(found, "acme");
             assert_eq!(*known, Registry::builtin().known());
             assert!(
                 ["gpt2", "gemma3_text", "gpt_oss"].iter().all(|name| known.contains(&(*name).to_owned()))
@@ -75,23 +75,4 @@ fn a_configuration_without_a_model_type_is_named() {
     }
     scratch.set("model_type", 7);
     refuses!(scratch.open(), Error::BadField { field, .. } if field == "model_type");
-}
-
-#[test]
-fn a_model_born_with_latent_attention_is_recognised() {
-    let scratch = Scratch::of("llama");
-    for (model_type, rank, expected) in [
-        ("deepseek_v3", json!(512), Some(512)),
-        ("deepseek_v2", json!(1536), Some(1536)),
-        ("deepseek_v3", Value::Null, None),
-        ("minicpm3", json!(256), Some(256)),
-        ("llama", json!(64), Some(64)),
-    ] {
-        scratch.set("model_type", model_type);
-        scratch.set("kv_lora_rank", rank);
-        refuses!(
-            scratch.open(),
-            Error::NativeMla { model_type: found, kv_lora_rank, .. } if found == model_type && *kv_lora_rank == expected
-        );
-    }
 }

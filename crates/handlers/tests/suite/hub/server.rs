@@ -28,6 +28,12 @@ pub struct State {
     pub cuts: Vec<usize>,
     /// So many requests are answered with 503 first.
     pub busy: usize,
+    /// What every question is answered with, content apart: a status and an error code.
+    pub refusal: Option<(&'static str, &'static str)>,
+    /// The commit that `main` stands for.
+    pub commit: String,
+    /// A further branch, which stands for the same commit.
+    pub branch: Option<String>,
     pub ignores_ranges: bool,
     /// Announces hashes that the content does not have.
     pub lies: bool,
@@ -52,7 +58,8 @@ pub struct TestHub {
 impl TestHub {
     pub fn new(repo: &str, files: &[(&str, Vec<u8>)]) -> Self {
         let files = files.iter().map(|(name, content)| ((*name).to_owned(), content.clone())).collect();
-        let state = Arc::new(Mutex::new(State { repo: repo.to_owned(), files, ..State::default() }));
+        let (repo, commit) = (repo.to_owned(), COMMIT.to_owned());
+        let state = Arc::new(Mutex::new(State { repo, commit, files, ..State::default() }));
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let address = listener.local_addr().expect("the port");
         let shared = Arc::clone(&state);
@@ -81,7 +88,8 @@ impl TestHub {
     /// The files whose bytes were asked for so far, each with its range; they are then forgotten.
     pub fn take_gets(&self) -> Vec<(String, Option<String>)> {
         let gets = |request: &Request| request.method == "GET" && request.path.contains("/resolve/");
-        let name = |path: &str| path.split(&format!("/{COMMIT}/")).nth(1).unwrap_or(path).to_owned();
+        let commit = self.state().commit.clone();
+        let name = |path: &str| path.split(&format!("/{commit}/")).nth(1).unwrap_or(path).to_owned();
         self.take_log().into_iter().filter(gets).map(|r| (name(&r.path), r.range)).collect()
     }
 }
@@ -172,6 +180,9 @@ fn reply(state: &mut State, request: &Request, address: SocketAddr) -> Reply {
         return content
             .map_or_else(|| Reply::new("404 Not Found"), |content| bytes(state, request, &content));
     }
+    if let Some((status, code)) = state.refusal {
+        return if code.is_empty() { Reply::new(status) } else { Reply::refusal(status, code) };
+    }
     // Models live at /org/name, data sets at /datasets/org/name; under /api both carry their kind.
     let address_of = |repo: &str| repo.strip_prefix("models/").unwrap_or(repo).to_owned();
     if let Some(old) = &state.renamed_from {
@@ -196,15 +207,16 @@ fn reply(state: &mut State, request: &Request, address: SocketAddr) -> Reply {
         };
     }
     if let Some(rest) = request.path.strip_prefix(&format!("/api/{}/revision/", state.repo)) {
-        if rest != "main" && rest != COMMIT {
+        let branch = state.branch.as_ref().map(|branch| branch.replace('/', "%2F"));
+        if rest != "main" && rest != state.commit && Some(rest) != branch.as_deref() {
             return Reply::refusal("404 Not Found", "RevisionNotFound");
         }
         let siblings: Vec<_> =
             state.files.keys().map(|name| serde_json::json!({ "rfilename": name })).collect();
-        let body = serde_json::json!({ "id": state.repo, "sha": COMMIT, "siblings": siblings });
+        let body = serde_json::json!({ "id": state.repo, "sha": state.commit, "siblings": siblings });
         return Reply { body: body.to_string().into_bytes(), ..Reply::new("200 OK") };
     }
-    match request.path.strip_prefix(&format!("/{}/resolve/{COMMIT}/", address_of(&state.repo))) {
+    match request.path.strip_prefix(&format!("/{}/resolve/{}/", address_of(&state.repo), state.commit)) {
         None => Reply::refusal("404 Not Found", "RepoNotFound"),
         Some(_) if state.gated => Reply::refusal("403 Forbidden", "GatedRepo"),
         Some(name) => match state.files.get(name).cloned() {
@@ -231,19 +243,21 @@ fn file(state: &mut State, request: &Request, content: &[u8], address: SocketAdd
 }
 
 fn bytes(state: &mut State, request: &Request, content: &[u8]) -> Reply {
-    let start = request
-        .range
-        .as_deref()
-        .filter(|_| !state.ignores_ranges)
-        .and_then(|range| range.strip_prefix("bytes=")?.strip_suffix('-')?.parse::<usize>().ok());
+    let range = request.range.as_deref().filter(|_| !state.ignores_ranges);
+    let range = range.and_then(|range| range.strip_prefix("bytes=")?.split_once('-'));
+    let start = range.and_then(|(start, _)| start.parse::<usize>().ok());
+    let end = range.and_then(|(_, last)| Some(last.parse::<usize>().ok()? + 1));
     let cut = (request.method == "GET" && !state.cuts.is_empty()).then(|| state.cuts.remove(0));
     let total = content.len();
     match start {
         Some(start) if start >= total => {
             Reply::new("416 Range Not Satisfiable").with("content-range", format!("bytes */{total}"))
         }
-        Some(start) => Reply { body: content[start..].to_vec(), cut, ..Reply::new("206 Partial Content") }
-            .with("content-range", format!("bytes {start}-{}/{total}", total - 1)),
+        Some(start) => {
+            let end = end.unwrap_or(total).min(total);
+            Reply { body: content[start..end].to_vec(), cut, ..Reply::new("206 Partial Content") }
+                .with("content-range", format!("bytes {start}-{}/{total}", end - 1))
+        }
         None => Reply { body: content.to_vec(), cut, ..Reply::new("200 OK") }.with("content-length", total),
     }
 }
