@@ -129,7 +129,8 @@ fn activations(config: &DecoderConfig, rows: usize, length: usize) -> f64 {
     let layers = 0..config.n_layers();
     let donor = config.donor();
     let kv = layers.map(|layer| donor.cached_numbers(layer)).max().unwrap_or(0) as f64;
-    let [d_model, d_ff, heads] = [config.d_model, config.d_ff, config.n_heads].map(|size| size as f64);
+    let d_ff = config.layers.iter().map(|layer| layer.mlp.d_ff).max().unwrap_or(0);
+    let [d_model, d_ff, heads] = [config.d_model, d_ff, config.n_heads].map(|size| size as f64);
     NUMBER * rows as f64 * (6.0 * d_model + 3.0 * d_ff + 2.0 * kv + 2.0 * heads * length as f64)
 }
 

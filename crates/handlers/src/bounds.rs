@@ -76,6 +76,7 @@ mod tests {
     use super::*;
     use crate::config_json::ConfigJson;
     use crate::registry::Registry;
+    use mla_core::decoder::MlpConfig;
     use serde_json::{Value, json};
 
     fn llama_405b() -> DecoderConfig {
@@ -112,6 +113,10 @@ mod tests {
     fn what_is_too_large_is_named_whether_alone_or_as_a_product() {
         let base = llama_405b;
         let (huge, all) = (usize::MAX, "a number of weights");
+        let wide = |d_ff| {
+            let mlp = |layer: &LayerConfig| MlpConfig { d_ff, ..layer.mlp };
+            base().layers.into_iter().map(|layer| LayerConfig { mlp: mlp(&layer), ..layer }).collect()
+        };
         for (config, what) in [
             (DecoderConfig { d_model: huge, ..base() }, "a model width"),
             (DecoderConfig { d_model: 0, ..base() }, "a model width"),
@@ -119,7 +124,7 @@ mod tests {
             (DecoderConfig { n_heads: huge, d_head: huge, ..base() }, "a width of all query heads"),
             (DecoderConfig { n_kv_heads: huge, ..base() }, "a width of all kv heads"),
             (DecoderConfig { layers: Vec::new(), ..base() }, "a number of layers"),
-            (DecoderConfig { d_model: 1 << 30, d_ff: 1 << 30, ..base() }, all),
+            (DecoderConfig { d_model: 1 << 30, layers: wide(1 << 30), ..base() }, all),
             (DecoderConfig { d_model: 1 << 30, vocab_size: 1 << 30, ..base() }, all),
             (
                 DecoderConfig { n_heads: 1 << 17, n_kv_heads: 1 << 17, d_model: 2, ..base() },
