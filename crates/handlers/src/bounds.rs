@@ -57,7 +57,8 @@ pub(crate) fn check(path: &Path, config: &DecoderConfig) -> Result<(), Error> {
     // What comes next is made of these and fits.
     each.into_iter().try_for_each(|bound| within(path, bound))?;
     let attention = 2 * d_model * (heads + kv_heads) * d_head;
-    let mlp: u128 = config.layers.iter().map(mlp_of).map(|(d_ff, experts)| 3 * d_model * d_ff * experts).sum();
+    let mlp: u128 =
+        config.layers.iter().map(mlp_of).map(|(d_ff, experts)| 3 * d_model * d_ff * experts).sum();
     let weights = layers * attention + mlp + d_model * (2 * vocab_size + positions);
     let cached = layers * kv_heads * d_head;
     within(path, ("a width of all kv heads in all layers", cached, CACHED))?;
