@@ -170,9 +170,10 @@ fn count(folder: &Path, configuration: &Value) {
 #[test]
 fn any_field_alone_may_hold_anything() {
     let (all, values) = (configurations(), values());
-    let fields = fields(&all);
     all.par_iter().for_each(|configuration| {
         let folder = tempfile::tempdir().expect("a folder");
+        // Those that it has, and a few that every family reads; what others have, the next test puts into it.
+        let fields = fields(std::slice::from_ref(configuration));
         let is_donor = configuration.get("mla").is_none();
         // A conversion's other fields are its donor's.
         for field in fields.iter().filter(|field| is_donor || field.starts_with("/mla")) {

@@ -6,9 +6,6 @@
 //!
 //! Numbers are kept in a [`CacheDtype`]; quantised latents are [packed](Packing). A pass without a cache sees what a cache
 //! would have kept.
-//!
-//! Numbers are kept in a [`CacheDtype`]; quantised latents are [packed](Packing). A pass without a cache sees what a cache
-//! would have kept.
 
 mod buffer;
 mod dense;
