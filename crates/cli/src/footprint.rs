@@ -62,7 +62,7 @@ impl Footprint {
 
     /// With a cache, and passes that read it: prompts a chunk at a time, then a token a sequence.
     pub fn cached(self, config: &DecoderConfig, sequences: usize, tokens: usize) -> Self {
-        let cached = config.cached_bytes_total() as f64 * sequences as f64 * tokens as f64;
+        let cached = config.cache_bytes(tokens) as f64 * sequences as f64;
         let rows = sequences.max(PREFILL.min(sequences.saturating_mul(tokens)));
         self.and(cached).and(COPIES * activations(config, rows, 0)).logits(config, sequences)
     }

@@ -158,7 +158,7 @@ pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conv
     let config = conversion.factors.config();
     let tokens = 4096;
     let (a_token, dtype) = token_bytes(config);
-    let size = cache_sizes(a_token, &[tokens], 1)[0];
+    let size = cache_sizes(&a_token, &[tokens], 1)[0];
     let text = match calibration {
         Some(c) => {
             let names: Vec<&str> = c.source.split(", ").map(|s| s.rsplit('/').next().unwrap_or(s)).collect();

@@ -162,7 +162,7 @@ fn report(
     let config = conversion.factors.config();
     let [kept_k, kept_v] = record::energy(&conversion.layers);
     let (a_token, dtype) = record::token_bytes(config);
-    let size = cache_sizes(a_token, &[4096], 1)[0];
+    let size = cache_sizes(&a_token, &[4096], 1)[0];
     let objective = convert::objective(&conversion.plan, calibration.is_some());
     let kl = conversion.kl();
     let object = json!({

@@ -114,8 +114,11 @@ fn windowing(args: &EvalArgs) -> Result<Windowing, UserError> {
 
 /// What a cache of one window takes: read off one that is really allocated, beside the donor's by the formula.
 fn cache(model: &Decoder, tokens: usize) -> CacheSize {
-    let allocated = model.cache(Padding::none(1), tokens).bytes() as u64;
+    let mut full = model.cache(Padding::none(1), tokens);
+    // A layer that keeps a window allocates it as it goes.
+    full.fill(tokens).expect("an empty cache of as many tokens");
+    let allocated = full.bytes() as u64;
     let element_bytes = if model.config().cache_dtype == CacheDtype::F32 { 4 } else { 2 };
-    let by_formula = cache_sizes(TokenBytes::allocated(model.config(), element_bytes), &[tokens], 1)[0];
+    let by_formula = cache_sizes(&TokenBytes::allocated(model.config(), element_bytes), &[tokens], 1)[0];
     CacheSize { model_bytes: allocated, ..by_formula }
 }

@@ -220,7 +220,7 @@ fn choices(config: &DecoderConfig, ratios: &[f64], parameters: u64) -> anyhow::R
             compression_ratio: converted.compression_ratio(),
             d_latent: converted.cached_numbers(0) / 2,
             cache_bytes_a_token: converted.cached_numbers_total() * ELEMENT_BYTES,
-            cache_bytes_4096: cache_sizes(TokenBytes::plain(&converted, ELEMENT_BYTES), &[4096], 1)[0]
+            cache_bytes_4096: cache_sizes(&TokenBytes::plain(&converted, ELEMENT_BYTES), &[4096], 1)[0]
                 .model_bytes,
             trainable: trains.iter().map(|(method, n)| (method.name().to_owned(), json!(n))).collect(),
             shares: trains.iter().map(|(_, n)| share(*n, parameters)).collect(),

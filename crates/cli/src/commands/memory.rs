@@ -50,7 +50,7 @@ pub(super) fn report(mut config: DecoderConfig, args: &MemoryArgs) -> anyhow::Re
     if config.cache_dtype.bits().is_some() && !has_latents {
         return Err(UserError::NoLatents { dtype: config.cache_dtype.name() }.into());
     }
-    let sizes = cache_sizes(a_token, &args.sequence_lengths, args.batch_size);
+    let sizes = cache_sizes(&a_token, &args.sequence_lengths, args.batch_size);
     // A product that is too large stops at the largest number there is.
     if let Some(size) = sizes.iter().find(|size| size.donor_bytes.max(size.model_bytes) == u64::MAX) {
         let (flag, found) = match args.batch_size > size.tokens {

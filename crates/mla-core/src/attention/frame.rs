@@ -29,8 +29,8 @@ pub struct Frame {
     rotations: Vec<Rotation>,
     /// One entry a layer.
     layers: Vec<Reach>,
-    /// What each window lets the queries see of all columns, made when a layer first asks.
-    sight: BTreeMap<Option<usize>, OnceLock<Sight>>,
+    /// What each window lets the queries see of all columns that are kept, and the first of those; made when a layer first asks.
+    sight: BTreeMap<Option<usize>, OnceLock<(usize, Sight)>>,
     device: Device,
 }
 
@@ -129,15 +129,20 @@ impl Frame {
         &self.padding
     }
 
-    /// What the queries of a layer see of all columns.
-    pub(super) fn sight(&self, layer: usize) -> &Sight {
+    /// What the queries of a layer see of the columns from `first` on.
+    ///
+    /// # Panics
+    /// If another layer of the same window asked for other columns.
+    pub(super) fn sight(&self, layer: usize, first: usize) -> &Sight {
         let window = self.layers[layer].window;
-        self.sight[&window].get_or_init(|| {
-            if self.padding.is_none() && window.is_none_or(|window| window >= self.t_kv()) {
-                return Sight::Causal;
+        let (found, sight) = self.sight[&window].get_or_init(|| {
+            if first == 0 && self.padding.is_none() && window.is_none_or(|window| window >= self.t_kv()) {
+                return (first, Sight::Causal);
             }
-            Sight::Hidden(Box::new(self.mask(window, 0..self.t_kv())))
-        })
+            (first, Sight::Hidden(Box::new(self.mask(window, first..self.t_kv()))))
+        });
+        assert_eq!(*found, first, "layers of one window keep the same columns");
+        sight
     }
 
     /// The columns that some query of a layer may see: none before them is ever read.
@@ -192,8 +197,8 @@ mod tests {
     #[test]
     fn a_window_hides_what_lies_before_it() {
         let frame = Frame::new(windows(&[Some(2), None]), &[], &Padding::none(1), 1, 2, &Device::default());
-        assert_eq!(hidden(frame.sight(0)), [false, false, true, true, false, false]);
-        assert!(matches!(frame.sight(1), Sight::Causal));
+        assert_eq!(hidden(frame.sight(0, 0)), [false, false, true, true, false, false]);
+        assert!(matches!(frame.sight(1, 0), Sight::Causal));
     }
 
     #[test]
@@ -201,13 +206,13 @@ mod tests {
         let padding = Padding::left(vec![0, 2]);
         assert_eq!(padding.positions(1, 3), [1, 2, 3, 0, 0, 1]);
         let frame = Frame::new(windows(&[None]), &[], &padding, 2, 1, &Device::default());
-        assert_eq!(hidden(frame.sight(0)), [false, false, false, true, true, false]);
+        assert_eq!(hidden(frame.sight(0, 0)), [false, false, false, true, true, false]);
     }
 
     #[test]
     fn a_window_longer_than_the_sequence_is_no_window() {
         let frame = Frame::new(windows(&[Some(8)]), &[], &Padding::none(1), 4, 4, &Device::default());
-        assert!(matches!(frame.sight(0), Sight::Causal));
+        assert!(matches!(frame.sight(0, 0), Sight::Causal));
     }
 
     #[test]
@@ -229,7 +234,7 @@ mod tests {
     fn tiles_of_a_mask_are_the_mask() {
         let padding = Padding::left(vec![0, 2]);
         let frame = Frame::new(windows(&[Some(3)]), &[], &padding, 5, 3, &Device::default());
-        let whole = hidden(frame.sight(0));
+        let whole = hidden(frame.sight(0, 0));
         for (place, &hidden) in whole.iter().enumerate() {
             let (row, column) = (place / 8, place % 8);
             let tile = frame.hidden(0, column..column + 1);

@@ -66,15 +66,15 @@ impl GroupedAttention {
         let q = self.queries.rotated(h, frame, layer);
         let k = frame.rotate(layer, split_heads(k, self.n_kv_heads));
         let v = split_heads(v, self.n_kv_heads);
-        let (k, v) = memory.keys_values(layer, frame.past(), k, v);
+        let (k, v, first) = memory.keys_values(layer, frame.past(), k, v);
         if let Memory::Cache(_) = memory
-            && let Some(heads) = host::attend_cached(&self.scores, q.clone(), &k, &v, frame, layer)
+            && let Some(heads) = host::attend_cached(&self.scores, q.clone(), &k, &v, first, frame, layer)
         {
             return linear(&self.o_proj, join_heads(heads));
         }
         // A cache may keep fewer bits than are computed in, and a product of two types is garbage on some backends.
         let (k, v) = (k.cast(q.dtype()), v.cast(q.dtype()));
-        linear(&self.o_proj, self.scores.attend(q, k, v, frame.sight(layer)))
+        linear(&self.o_proj, self.scores.attend(q, k, v, frame.sight(layer, first)))
     }
 
     /// # Shapes

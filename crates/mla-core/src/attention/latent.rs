@@ -102,7 +102,7 @@ impl LatentAttention {
         let q = self.queries.rotated(h, frame, layer);
         let k = frame.rotate_columns(layer, split_heads(k, self.n_kv_heads), 0..frame.t_kv());
         let v = split_heads(v, self.n_kv_heads);
-        linear(&self.o_proj, self.scores.attend(q, k, v, frame.sight(layer)))
+        linear(&self.o_proj, self.scores.attend(q, k, v, frame.sight(layer, 0)))
     }
 
     /// # Shapes

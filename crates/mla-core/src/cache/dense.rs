@@ -13,20 +13,27 @@ pub(super) struct DenseCache {
 }
 
 impl DenseCache {
-    pub(super) fn new(shape: [usize; 4], dtype: CacheDtype, device: &Device) -> Self {
-        let buffer = || Buffer::new(shape, dtype.float(), device);
+    pub(super) fn new(shape: [usize; 4], window: Option<usize>, dtype: CacheDtype, device: &Device) -> Self {
+        let buffer = || Buffer::new(shape, window, dtype.float(), device);
         Self { keys: buffer(), values: buffer() }
     }
 
-    /// Stores the keys and values of new tokens and returns those of all, as they are kept.
+    /// Stores the keys and values of new tokens and returns all that are kept, as they are, with the first one's token.
     ///
     /// # Shapes
-    /// - `k`, `v`: `[batch, n_kv_heads, t_q, d_head]` → `[batch, n_kv_heads, t_kv, d_head]`
-    pub(super) fn append(&mut self, at: usize, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>) {
+    /// - `k`, `v`: `[batch, n_kv_heads, t_q, d_head]` → `[batch, n_kv_heads, kept, d_head]`
+    pub(super) fn append(&mut self, at: usize, k: Tensor<4>, v: Tensor<4>) -> (Tensor<4>, Tensor<4>, usize) {
         let end = at + k.dims()[2];
         self.keys.append_rounded(at, k);
         self.values.append_rounded(at, v);
-        (self.keys.tokens(0..end), self.values.tokens(0..end))
+        let first = self.keys.first();
+        (self.keys.tokens(first..end), self.values.tokens(first..end), first)
+    }
+
+    /// Lets go of what no later token sees.
+    pub(super) fn trim(&mut self) {
+        self.keys.trim();
+        self.values.trim();
     }
 
     /// Writes random numbers into the first `tokens` tokens.

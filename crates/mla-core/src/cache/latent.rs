@@ -70,11 +70,20 @@ impl Kept<'_> {
 }
 
 impl LatentCache {
-    pub(super) fn new(batch: usize, capacity: usize, codec: Codec, width: usize, device: &Device) -> Self {
+    pub(super) fn new(
+        batch: usize,
+        capacity: usize,
+        window: Option<usize>,
+        codec: Codec,
+        width: usize,
+        device: &Device,
+    ) -> Self {
         match codec {
-            Codec::Float(dtype) => LatentCache::Float(Buffer::new([batch, capacity, width], dtype, device)),
+            Codec::Float(dtype) => {
+                LatentCache::Float(Buffer::new([batch, capacity, width], window, dtype, device))
+            }
             Codec::Packed(packing) => {
-                let words = Buffer::new([batch, capacity, packing.words()], DType::I32, device);
+                let words = Buffer::new([batch, capacity, packing.words()], window, DType::I32, device);
                 LatentCache::Packed(packing, words)
             }
         }
@@ -91,6 +100,22 @@ impl LatentCache {
         }
     }
 
+    /// Lets go of what no later token sees.
+    pub(super) fn trim(&mut self) {
+        match self {
+            LatentCache::Float(buffer) => buffer.trim(),
+            LatentCache::Packed(_, words) => words.trim(),
+        }
+    }
+
+    /// The first token that is kept.
+    pub(super) fn first(&self) -> usize {
+        match self {
+            LatentCache::Float(buffer) => buffer.first(),
+            LatentCache::Packed(_, words) => words.first(),
+        }
+    }
+
     /// The latents of some tokens.
     pub(super) fn tokens(&self, tokens: Range<usize>) -> Kept<'_> {
         match self {
@@ -99,13 +124,13 @@ impl LatentCache {
         }
     }
 
-    /// Writes random numbers into the first `tokens` tokens.
+    /// Writes random numbers into the first `tokens` tokens, those that are kept.
     pub(super) fn fill(&mut self, tokens: usize) {
         match self {
             LatentCache::Float(buffer) => buffer.fill(tokens),
             LatentCache::Packed(packing, words) => {
                 let ([batch, _, _], device) = (words.shape(), words.device());
-                for start in (0..tokens).step_by(FILL) {
+                for start in (words.skip_to(tokens)..tokens).step_by(FILL) {
                     let shape = [batch, (tokens - start).min(FILL), packing.width()];
                     let random = Tensor::random(shape, Distribution::Normal(0.0, 1.0), &device);
                     words.append(start, packing.pack_tensor(random));

@@ -88,21 +88,21 @@ impl Memory<'static> {
 }
 
 impl Memory<'_> {
-    /// Stores a layer's keys and values of new tokens and returns those of all that it may see.
+    /// Stores a layer's keys and values of new tokens and returns those of all that it may see, with the first one's token.
     ///
     /// # Shapes
-    /// - `k`, `v`: `[batch, n_kv_heads, t_q, d_head]` → `[batch, n_kv_heads, t_kv, d_head]`
+    /// - `k`, `v`: `[batch, n_kv_heads, t_q, d_head]` → `[batch, n_kv_heads, t_kv − first, d_head]`
     pub(crate) fn keys_values(
         &mut self,
         layer: usize,
         past: usize,
         k: Tensor<4>,
         v: Tensor<4>,
-    ) -> (Tensor<4>, Tensor<4>) {
+    ) -> (Tensor<4>, Tensor<4>, usize) {
         match self {
             Memory::Pass(pass) => {
                 let dtype = pass.dtype.float();
-                (rounded(k, dtype), rounded(v, dtype))
+                (rounded(k, dtype), rounded(v, dtype), 0)
             }
             Memory::Cache(cache) => match &mut cache.layers[layer] {
                 LayerCache::Dense(cache) => cache.append(past, k, v),
@@ -127,17 +127,28 @@ impl Memory<'_> {
         }
     }
 
-    /// Stores a layer's latents of new tokens and returns those of all that it may see.
+    /// The first token whose latents a layer keeps.
+    pub(crate) fn first(&self, layer: usize) -> usize {
+        match self {
+            Memory::Pass(_) => 0,
+            Memory::Cache(cache) => match &cache.layers[layer] {
+                LayerCache::Latent(cache) => cache.first(),
+                LayerCache::Dense(_) => wrong_cache(layer),
+            },
+        }
+    }
+
+    /// Stores a layer's latents of new tokens and returns those of all that it keeps.
     ///
     /// # Shapes
-    /// - `latent`: `[batch, t_q, width]` → `[batch, t_kv, width]`
+    /// - `latent`: `[batch, t_q, width]` → `[batch, kept, width]`
     pub(crate) fn append(&mut self, layer: usize, past: usize, latent: Tensor<3>) -> Tensor<3> {
         match self {
             Memory::Pass(pass) => pass.put(layer, latent),
             Memory::Cache(_) => {
                 let end = past + latent.dims()[1];
                 self.store(layer, past, latent);
-                self.latents(layer, 0..end)
+                self.latents(layer, self.first(layer)..end)
             }
         }
     }

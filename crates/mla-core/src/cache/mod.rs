@@ -73,24 +73,29 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Allocates room for `capacity` tokens a sequence, padding included, in numbers of the configuration's type.
+    /// Allocates room for `capacity` tokens a sequence, padding included, in numbers of the configuration's type. A layer that
+    /// sees a window only, and whose latents are read by none that sees more, allocates as it goes and keeps no more than the
+    /// window.
     pub fn new(config: &DecoderConfig, padding: Padding, capacity: usize, device: &Device) -> Self {
         let batch = padding.batch();
-        let layer = |kind| match kind {
-            AttentionKind::Grouped => {
-                let shape = [batch, config.n_kv_heads, capacity, config.d_head];
-                LayerCache::Dense(DenseCache::new(shape, config.cache_dtype, device))
-            }
-            AttentionKind::Latent(latent) => {
-                let (codec, width) = (Codec::new(config.cache_dtype, latent.width), latent.width.total());
-                LayerCache::Latent(LatentCache::new(batch, capacity, codec, width, device))
+        let layer = |layer: usize| {
+            let window = config.retention(layer);
+            match config.layers[layer].attention {
+                AttentionKind::Grouped => {
+                    let shape = [batch, config.n_kv_heads, capacity, config.d_head];
+                    LayerCache::Dense(DenseCache::new(shape, window, config.cache_dtype, device))
+                }
+                AttentionKind::Latent(latent) => {
+                    let (codec, width) = (Codec::new(config.cache_dtype, latent.width), latent.width.total());
+                    LayerCache::Latent(LatentCache::new(batch, capacity, window, codec, width, device))
+                }
             }
         };
         // Padding may take a batch's columns beyond the context, which no sequence leaves.
         let own: Vec<usize> =
             padding.lengths(capacity).into_iter().map(|length| length.min(config.max_positions)).collect();
         let tables = config.ropes().iter().map(|rope| rope.batch_table(capacity, &own, device)).collect();
-        let layers = config.layers.iter().map(|l| layer(l.attention)).collect();
+        let layers = (0..config.n_layers()).map(layer).collect();
         Self { layers, tables, padding, capacity, tokens: 0 }
     }
 
@@ -109,7 +114,8 @@ impl Cache {
         &self.padding
     }
 
-    /// Bytes allocated for keys, values and latents: the sum over the buffers themselves, not a formula.
+    /// Bytes allocated for keys, values and latents: the sum over the buffers themselves, not a formula. Between passes those
+    /// are what [`DecoderConfig::cache_bytes`] counts once a window is full, or where there is none.
     pub fn bytes(&self) -> usize {
         let bytes = |layer: &LayerCache| match layer {
             LayerCache::Dense(cache) => cache.bytes(),
@@ -135,6 +141,14 @@ impl Cache {
         }
         self.tokens = tokens;
         Ok(())
+    }
+
+    /// Ends a pass: what no later one sees goes.
+    pub(crate) fn trim(&mut self) {
+        self.layers.iter_mut().for_each(|layer| match layer {
+            LayerCache::Dense(cache) => cache.trim(),
+            LayerCache::Latent(cache) => cache.trim(),
+        });
     }
 
     /// Claims room for a pass and returns how many tokens were there before it.

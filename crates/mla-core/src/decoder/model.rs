@@ -90,7 +90,9 @@ impl Decoder {
         let reach = self.config.reach();
         let frame = Frame::new(reach, &cache.tables, cache.padding(), past, t_q, &self.device());
         let x = self.embed(ids, cache.padding(), past);
-        Ok(self.run(x, &frame, Memory::Cache(cache)))
+        let hidden = self.run(x, &frame, Memory::Cache(cache));
+        cache.trim();
+        Ok(hidden)
     }
 
     /// Logits of given positions.

@@ -1,49 +1,74 @@
 //! Cache sizes from a configuration alone.
 
+use mla_core::DecoderConfig;
+
 /// The cache of one sequence length, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CacheSize {
     /// Tokens a sequence.
     pub tokens: usize,
-    /// The donor's: `2 · n_layers · tokens · d_kv · bytes · batch`.
+    /// The donor's: `2 · n_layers · tokens · d_kv · bytes · batch`, of a layer with a window no more than its tokens.
     pub donor_bytes: u64,
-    /// This model's: what its layers keep a token, times `tokens · batch`.
+    /// This model's: what its layers keep a token, times the tokens that each keeps, times the batch.
     pub model_bytes: u64,
 }
 
 /// Bytes a token, of all layers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenBytes {
     /// The donor's.
     pub donor: usize,
     /// This model's.
     pub model: usize,
+    layers: Vec<LayerBytes>,
+}
+
+/// Bytes a token of one layer, and how many tokens it keeps at most.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct LayerBytes {
+    donor: (usize, Option<usize>),
+    model: (usize, Option<usize>),
 }
 
 impl TokenBytes {
     /// Both in numbers of `element_bytes`.
-    pub fn plain(config: &mla_core::DecoderConfig, element_bytes: usize) -> Self {
-        Self {
-            donor: 2 * config.d_kv() * config.n_layers() * element_bytes,
-            model: config.cached_numbers_total() * element_bytes,
-        }
+    pub fn plain(config: &DecoderConfig, element_bytes: usize) -> Self {
+        Self::of(config, element_bytes, |layer| config.cached_numbers(layer) * element_bytes)
     }
 
     /// The donor's in numbers of `element_bytes`, the model's as it is allocated.
-    pub fn allocated(config: &mla_core::DecoderConfig, element_bytes: usize) -> Self {
-        Self { model: config.cached_bytes_total(), ..Self::plain(config, element_bytes) }
+    pub fn allocated(config: &DecoderConfig, element_bytes: usize) -> Self {
+        Self::of(config, element_bytes, |layer| config.cached_bytes(layer))
+    }
+
+    fn of(config: &DecoderConfig, element_bytes: usize, model: impl Fn(usize) -> usize) -> Self {
+        let of_layer = |layer: usize| LayerBytes {
+            donor: (2 * config.d_kv() * element_bytes, config.layers[layer].window),
+            model: (model(layer), config.retention(layer)),
+        };
+        let layers: Vec<_> = (0..config.n_layers()).map(of_layer).collect();
+        Self {
+            donor: layers.iter().map(|layer| layer.donor.0).sum(),
+            model: layers.iter().map(|layer| layer.model.0).sum(),
+            layers,
+        }
     }
 }
 
 /// Cache sizes of sequences of several lengths.
-pub fn cache_sizes(a_token: TokenBytes, lengths: &[usize], batch: usize) -> Vec<CacheSize> {
-    let bytes = |a_token: usize, tokens: usize| {
-        [tokens, batch].into_iter().fold(a_token as u64, |product, n| product.saturating_mul(n as u64))
+pub fn cache_sizes(a_token: &TokenBytes, lengths: &[usize], batch: usize) -> Vec<CacheSize> {
+    let bytes = |of: fn(&LayerBytes) -> (usize, Option<usize>), tokens: usize| {
+        let of_layer = |layer: &LayerBytes| {
+            let (bytes, window) = of(layer);
+            let kept = window.map_or(tokens, |window| window.min(tokens));
+            [kept, batch].into_iter().fold(bytes as u64, |product, n| product.saturating_mul(n as u64))
+        };
+        a_token.layers.iter().map(of_layer).fold(0, u64::saturating_add)
     };
     let size = |&tokens: &usize| CacheSize {
         tokens,
-        donor_bytes: bytes(a_token.donor, tokens),
-        model_bytes: bytes(a_token.model, tokens),
+        donor_bytes: bytes(|layer| layer.donor, tokens),
+        model_bytes: bytes(|layer| layer.model, tokens),
     };
     lengths.iter().map(size).collect()
 }

@@ -51,8 +51,9 @@ impl LatentAttention {
         memory: &Memory<'_>,
     ) -> Option<Tensor<3>> {
         let (keys, values) = (self.made_keys(), self.made_values());
-        // What comes before the first visible token is not read, but counted: positions are those in the cache.
-        let Kept::Float(latents) = memory.kept(layer, 0..frame.t_kv()) else { return None };
+        // What comes before the first visible token is not read, but counted: tokens are those that are kept.
+        let first = memory.first(layer);
+        let Kept::Float(latents) = memory.kept(layer, first..frame.t_kv()) else { return None };
         let latents = latents.try_into_primitive::<CubeBackend>().ok()?;
         let float = match latents.dtype {
             DType::F32 => FloatKind::F32,
@@ -61,7 +62,8 @@ impl LatentAttention {
             _ => return None,
         };
         let device = q.device();
-        let left = frame.padding().columns().iter().map(|&left| left as i32).collect::<Vec<_>>();
+        let left = frame.padding().columns().iter().map(|left| left.saturating_sub(first) as i32);
+        let left = left.collect::<Vec<_>>();
         let left = TensorData::new(left, [frame.padding().batch()]);
         let left = Tensor::<1, Int>::from_data(left, (&device, DType::I32));
         let spans = spans(Operands {
@@ -72,6 +74,7 @@ impl LatentAttention {
             keys: keys.span(),
             values: values.span(),
             softcap: self.scores.softcap,
+            first,
             frame,
             layer,
         });
@@ -126,12 +129,14 @@ struct Operands<'a> {
     keys: Range<usize>,
     values: Range<usize>,
     softcap: Option<f64>,
+    /// The token of the first row of `latents`.
+    first: usize,
     frame: &'a Frame,
     layer: usize,
 }
 
 fn spans(operands: Operands<'_>) -> Spans {
-    let Operands { queries, latents, float, left, keys, values, softcap, frame, layer } = operands;
+    let Operands { queries, latents, float, left, keys, values, softcap, first, frame, layer } = operands;
     let [batch, rows, _] = queries.meta.shape().dims();
     let visible = frame.visible(layer);
     let blocks = rows.div_ceil(kernel::ROWS);
@@ -154,10 +159,10 @@ fn spans(operands: Operands<'_>) -> Spans {
         mixed.clone().into_tensor_arg(),
         peaks.clone().into_tensor_arg(),
         sums.clone().into_tensor_arg(),
-        number(frame.past()),
+        number(frame.past() - first),
         number(frame.t_q()),
         number(frame.window(layer).unwrap_or(0)),
-        number(visible.start),
+        number(visible.start - first),
         number(span),
         softcap.map_or(0.0, |cap| cap as f32),
         keys.start,

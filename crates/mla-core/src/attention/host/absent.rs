@@ -29,6 +29,7 @@ pub(super) fn attend_cached(
     _q: Tensor<4>,
     _k: &Tensor<4>,
     _v: &Tensor<4>,
+    _first: usize,
     _frame: &Frame,
     _layer: usize,
 ) -> Option<Tensor<4>> {

@@ -78,7 +78,10 @@ impl LatentAttention {
         let reads = self.cross.iter().flat_map(|cross| cross.reads.iter().copied());
         let latents = std::iter::once(layer).chain(reads);
         let latents: Vec<_> = latents
-            .map(|layer| Cached::latents(memory.kept(layer, 0..frame.t_kv())))
+            .map(|layer| {
+                let first = memory.first(layer);
+                Cached::latents(memory.kept(layer, first..frame.t_kv()), first)
+            })
             .collect::<Option<_>>()?;
         let (keys, values) = (Matrices::of(&self.made_keys())?, Matrices::of(&self.made_values())?);
         let table = match frame.table(layer) {
@@ -104,21 +107,22 @@ impl LatentAttention {
     }
 }
 
-/// Weighted means of cached values. `None` where the tensors are not the CPU's.
+/// Weighted means of cached values, which begin with token `first`. `None` where the tensors are not the CPU's.
 ///
 /// # Shapes
-/// - `q`: `[batch, n_heads, t_q, d_head]`, rotated, `k`, `v`: `[batch, n_kv_heads, t_kv, d_head]` →
+/// - `q`: `[batch, n_heads, t_q, d_head]`, rotated, `k`, `v`: `[batch, n_kv_heads, t_kv − first, d_head]` →
 ///   `[batch, n_heads, t_q, d_head]`
 pub(super) fn attend_cached(
     scores: &Scores,
     q: Tensor<4>,
     k: &Tensor<4>,
     v: &Tensor<4>,
+    first: usize,
     frame: &Frame,
     layer: usize,
 ) -> Option<Tensor<4>> {
     let ([batch, n_heads, t_q, d_head], n_kv_heads) = (q.dims(), k.dims()[1]);
-    let (k, v) = (Cached::float(k)?, Cached::float(v)?);
+    let (k, v) = (Cached::float(k, first)?, Cached::float(v, first)?);
     let device = q.device();
     let q = scores.scaled(q.reshape([batch, n_heads * t_q, d_head]));
     let queries = Operand::rows(&q)?;

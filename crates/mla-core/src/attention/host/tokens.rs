@@ -11,7 +11,14 @@ use crate::host::{Operand, Rows};
 
 /// Cached tokens on the CPU, not copied, in the type in which they are kept.
 #[derive(Debug)]
-pub(crate) enum Cached<'a> {
+pub(crate) struct Cached<'a> {
+    kind: CachedAs<'a>,
+    /// The token of the first row.
+    first: usize,
+}
+
+#[derive(Debug)]
+enum CachedAs<'a> {
     F32(Operand),
     F16(Operand),
     Bf16(Operand),
@@ -19,38 +26,49 @@ pub(crate) enum Cached<'a> {
 }
 
 impl<'a> Cached<'a> {
-    /// Keys, values or latents. `None` where they are not the CPU's.
-    pub(crate) fn float<const D: usize>(tensor: &Tensor<D>) -> Option<Self> {
-        match tensor.dtype() {
-            DType::F32 => Operand::rows(tensor).map(Cached::F32),
-            DType::F16 => Operand::of(tensor).map(Cached::F16),
-            DType::BF16 => Operand::of(tensor).map(Cached::Bf16),
-            _ => None,
-        }
+    /// Keys, values or latents from token `first` on. `None` where they are not the CPU's.
+    pub(crate) fn float<const D: usize>(tensor: &Tensor<D>, first: usize) -> Option<Self> {
+        let kind = match tensor.dtype() {
+            DType::F32 => CachedAs::F32(Operand::rows(tensor)?),
+            DType::F16 => CachedAs::F16(Operand::of(tensor)?),
+            DType::BF16 => CachedAs::Bf16(Operand::of(tensor)?),
+            _ => return None,
+        };
+        Some(Self { kind, first })
     }
 
-    /// Latents. `None` where they are not the CPU's.
-    pub(crate) fn latents(kept: Kept<'a>) -> Option<Self> {
+    /// Latents from token `first` on. `None` where they are not the CPU's.
+    pub(crate) fn latents(kept: Kept<'a>, first: usize) -> Option<Self> {
         match kept {
-            Kept::Float(latents) => Self::float(&latents),
-            Kept::Packed(packing, words) => Some(Cached::Packed(packing, Operand::words(&words)?)),
+            Kept::Float(latents) => Self::float(&latents, first),
+            Kept::Packed(packing, words) => {
+                Some(Self { kind: CachedAs::Packed(packing, Operand::words(&words)?), first })
+            }
         }
     }
 
     /// As [`Operand::at`].
     pub(crate) fn at(&self, outer: &[usize]) -> Tokens<'_> {
-        match self {
-            Cached::F32(operand) => Tokens::F32(operand.at(outer)),
-            Cached::F16(operand) => Tokens::F16(operand.rows_at::<f16>(outer)),
-            Cached::Bf16(operand) => Tokens::Bf16(operand.rows_at::<bf16>(outer)),
-            Cached::Packed(packing, operand) => Tokens::Packed(packing, operand.rows_at::<i32>(outer)),
-        }
+        let rows = match &self.kind {
+            CachedAs::F32(operand) => TokenRows::F32(operand.at(outer)),
+            CachedAs::F16(operand) => TokenRows::F16(operand.rows_at::<f16>(outer)),
+            CachedAs::Bf16(operand) => TokenRows::Bf16(operand.rows_at::<bf16>(outer)),
+            CachedAs::Packed(packing, operand) => TokenRows::Packed(packing, operand.rows_at::<i32>(outer)),
+        };
+        Tokens { rows, first: self.first }
     }
 }
 
 /// Rows of a cache, one a token.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Tokens<'a> {
+pub(crate) struct Tokens<'a> {
+    rows: TokenRows<'a>,
+    /// The token of the first row.
+    first: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum TokenRows<'a> {
     F32(Rows<'a>),
     F16(Rows<'a, f16>),
     Bf16(Rows<'a, bf16>),
@@ -61,41 +79,42 @@ pub(crate) enum Tokens<'a> {
 impl Tokens<'_> {
     /// Numbers of a token.
     pub(super) fn width(&self) -> usize {
-        match self {
-            Tokens::F32(rows) => rows.width,
-            Tokens::F16(rows) => rows.width,
-            Tokens::Bf16(rows) => rows.width,
-            Tokens::Packed(packing, _) => packing.width(),
+        match self.rows {
+            TokenRows::F32(rows) => rows.width,
+            TokenRows::F16(rows) => rows.width,
+            TokenRows::Bf16(rows) => rows.width,
+            TokenRows::Packed(packing, _) => packing.width(),
         }
     }
 
     /// The numbers of one token.
     #[inline(always)]
     fn read(&self, token: usize, out: &mut [f32]) {
-        match self {
-            Tokens::F32(rows) => out.copy_from_slice(rows.row(token)),
-            Tokens::F16(rows) => rows.row(token).convert_to_f32_slice(out),
-            Tokens::Bf16(rows) => {
+        let row = token - self.first;
+        match &self.rows {
+            TokenRows::F32(rows) => out.copy_from_slice(rows.row(row)),
+            TokenRows::F16(rows) => rows.row(row).convert_to_f32_slice(out),
+            TokenRows::Bf16(rows) => {
                 // The upper half of an f32: a loop of shifts, which becomes vector code.
-                for (x, &half) in out.iter_mut().zip(rows.row(token)) {
+                for (x, &half) in out.iter_mut().zip(rows.row(row)) {
                     *x = f32::from_bits(u32::from(half.to_bits()) << 16);
                 }
             }
-            Tokens::Packed(packing, rows) => packing.unpack(rows.row(token), out),
+            TokenRows::Packed(packing, rows) => packing.unpack(rows.row(row), out),
         }
     }
 }
 
 /// Whether a tile of these is a matrix where it lies.
 pub(super) fn in_place(read: &[Tokens<'_>]) -> bool {
-    matches!(read, [] | [Tokens::F32(_)])
+    matches!(read, [] | [Tokens { rows: TokenRows::F32(_), .. }])
 }
 
 /// A tile of what is read, one matrix: in place where that is possible, else side by side in `room`.
 #[inline(always)]
 pub(super) fn gather<'a>(read: &[Tokens<'a>], tokens: Range<usize>, room: &'a mut [f32]) -> Rows<'a> {
-    if let [Tokens::F32(one)] = read {
-        return one.span(tokens);
+    if let [Tokens { rows: TokenRows::F32(one), first }] = read {
+        return one.span(tokens.start - first..tokens.end - first);
     }
     let width: usize = read.iter().map(Tokens::width).sum();
     let room = &mut room[..tokens.len() * width];
