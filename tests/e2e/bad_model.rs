@@ -59,8 +59,8 @@ fn a_configuration_that_is_no_json() {
 #[test]
 fn an_unknown_family_lists_the_known_ones() {
     let scratch = Scratch::of("llama");
-    scratch.set("model_type", "mamba");
-    let hint = refuses_config(&scratch.root(), "model type `mamba` is unknown");
+    scratch.set("model_type", "acme");
+    let hint = refuses_config(&scratch.root(), "model type `acme` is unknown");
     let known = hint.strip_prefix("known types: ").expect("a list");
     assert!(["gpt2,", "llama,", "qwen3_moe,", "smollm3;"].iter().all(|name| known.contains(name)), "{hint}");
 }
@@ -72,6 +72,107 @@ fn a_model_born_with_latent_attention() {
     scratch.set("model_type", "deepseek_v3");
     let hint = refuses_config(&scratch.root(), "already uses Multi-Head Latent Attention (kv_lora_rank 512)");
     assert!(hint.contains("compressed by design"), "{hint}");
+}
+
+#[test]
+fn a_model_without_a_cache_in_every_layer() {
+    for (model_type, what, why) in [
+        (
+            "qwen3_next",
+            "`qwen3_next` mixes full attention with layers of linear attention",
+            "full-attention layers",
+        ),
+        ("mamba", "`mamba` is recurrent and has no attention", "no keys and values"),
+        ("t5", "`t5` is an encoder-decoder", "decoder-only"),
+        ("bert", "`bert` is an encoder", "no KV cache"),
+    ] {
+        let scratch = Scratch::of("llama");
+        scratch.set("model_type", model_type);
+        let hint = refuses_config(&scratch.root(), what);
+        assert!(hint.contains(why), "{hint}");
+    }
+}
+
+#[test]
+fn a_graph_of_its_own_under_the_type_of_another() {
+    let scratch = Scratch::of("gpt2");
+    scratch.set("attention_head_type", "multiquery");
+    scratch.set("architectures", json!(["GPT2LMHeadCustomModel"]));
+    let what = "`model_type` is gpt2, but `attention_head_type` is \"multiquery\": another graph";
+    let hint = refuses_config(&scratch.root(), what);
+    assert!(hint.contains("its own"), "{hint}");
+}
+
+#[test]
+fn pointers_of_git_lfs_in_the_place_of_files() {
+    let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 9085657\n";
+    let scratch = Scratch::of("llama");
+    scratch.write("model.safetensors", pointer);
+    let what = "model.safetensors: a Git LFS pointer, not the file";
+    let hint = refuses(&scratch.root(), what);
+    assert!(hint.contains("git lfs pull"), "{hint}");
+    scratch.write("config.json", pointer);
+    refuses_config(&scratch.root(), "config.json: a Git LFS pointer, not the file");
+
+    let (scratch, outs) = (Scratch::of("llama"), Scratch::new());
+    scratch.write("tokenizer.json", pointer);
+    let what = "tokenizer.json: a Git LFS pointer, not the file";
+    shrink(&["generate", &scratch.root(), "--prompt", "x"]).refused(what);
+    shrink(&["convert", &scratch.root(), "-o", &outs.path("out"), "--no-calibration"]).refused(what);
+    let rows = outs.write("rows.parquet", pointer);
+    let hint =
+        shrink(&["eval", &golden("llama"), "--data", &rows]).refused("a Git LFS pointer, not the file");
+    assert!(hint.contains("git lfs pull"), "{hint}");
+}
+
+#[test]
+fn a_quantised_checkpoint() {
+    let scratch = Scratch::of("llama");
+    scratch.set("quantization_config", json!({ "quant_method": "gptq", "bits": 4 }));
+    scratch.edit(|tensors| {
+        let mut tensor = tensors.remove("model.layers.1.mlp.down_proj.weight").expect("a weight");
+        (tensor.dtype, tensor.shape, tensor.bytes) = (Dtype::I32, vec![4, 32], vec![0; 4 * 4 * 32]);
+        tensors.insert("model.layers.1.mlp.down_proj.qweight".into(), tensor);
+    });
+    let what =
+        "the weights are quantised (GPTQ, 4 bits), the first such is model.layers.1.mlp.down_proj.qweight";
+    let hint = refuses(&scratch.root(), what);
+    assert!(hint.contains("base_model"), "{hint}");
+    // Its description is right all the same, but for what could be made of it.
+    let told = shrink(&["inspect", &scratch.root()]).text();
+    assert!(told.contains("GQA") && told.contains("quantised (GPTQ, 4 bits)"), "{told}");
+    assert!(!told.contains("methods that apply"), "{told}");
+    let told = shrink(&["inspect", &scratch.root(), "--json"]).json();
+    assert_eq!((&told["quantised"], &told["choices"]), (&json!("GPTQ, 4 bits"), &json!([])));
+}
+
+#[test]
+fn a_configuration_that_calls_plain_weights_quantised() {
+    let (scratch, outs) = (Scratch::of("llama"), Scratch::new());
+    scratch.set("quantization_config", json!({ "quant_method": "bitsandbytes", "load_in_4bit": true }));
+    let out = outs.path("out");
+    let run = shrink(&["convert", &scratch.root(), "-o", &out, "-r", "2", "--no-calibration"]);
+    assert!(
+        run.stderr.contains("note: config.json says that the weights are quantised (bitsandbytes, 4 bits)"),
+        "{run:#?}"
+    );
+    run.text();
+    assert!(outs.read_json("out/config.json").get("quantization_config").is_none());
+    let run = shrink(&["inspect", &scratch.root()]);
+    assert!(run.stderr.contains("plain floats: that is ignored"), "{run:#?}");
+    assert!(run.text().contains("methods that apply"));
+}
+
+#[test]
+fn tensors_that_are_empty() {
+    let scratch = Scratch::of("llama");
+    scratch.edit(|tensors| {
+        for tensor in tensors.values_mut().filter(|tensor| tensor.shape.len() == 2) {
+            (tensor.shape, tensor.bytes) = (vec![0], Vec::new());
+        }
+    });
+    let hint = refuses(&scratch.root(), "23 tensor(s) are empty, the first is model.embed_tokens.weight");
+    assert!(hint.contains("ZeRO-3"), "{hint}");
 }
 
 #[test]
@@ -234,12 +335,29 @@ fn shards_that_are_missing_from_the_folder_or_from_the_index() {
 }
 
 #[test]
+fn shards_without_an_index() {
+    let (scratch, outs) = (Scratch::of("llama"), Scratch::new());
+    scratch.shard();
+    scratch.remove("model.safetensors.index.json");
+    let run = shrink(&["convert", &scratch.root(), "-o", &outs.path("out"), "-r", "2", "--no-calibration"]);
+    assert!(
+        run.stderr.contains("note: there is no model.safetensors.index.json; the 2 shard(s)"),
+        "{run:#?}"
+    );
+    run.text();
+    scratch.remove("model-00001-of-00002.safetensors");
+    let what = "of 2 numbered shards 1 are missing, the first is model-00001-of-00002.safetensors";
+    let hint = refuses(&scratch.root(), what);
+    assert!(hint.contains("download the missing shards"), "{hint}");
+}
+
+#[test]
 fn an_index_that_lies() {
     let scratch = Scratch::of("llama");
     scratch.shard();
     let (key, first) = ("lm_head.weight", "model-00001-of-00002.safetensors");
     for (weight_map, what) in [
-        (json!({ key: first, "no.such.tensor": first }), "no.such.tensor is said to be in"),
+        (json!({ key: first, "no.such.tensor": first }), "tensor(s) missing, the first is "),
         (json!({ key: "../../../etc/passwd" }), "is not a file name in the folder"),
         (json!({ key: 7 }), "the shard of lm_head.weight is no file name"),
         (json!({}), "it names no tensors"),

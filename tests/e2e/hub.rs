@@ -74,6 +74,116 @@ fn a_hub_id_is_as_good_as_a_folder() {
     assert_close(number(&found["against"], "kl"), number(&expected["against"], "kl"), 1e-12);
 }
 
+/// Every command that opens a model, by its first argument or as the other one, asks for its configuration and no more.
+#[test]
+fn a_model_of_no_known_family_costs_its_configuration_alone() {
+    let hub = hub_of("llama");
+    let made = Scratch::new();
+    let (half, heldout, text) =
+        (made.path("half"), golden("demo/heldout.txt"), golden("demo/calibration.txt"));
+    shrink(&["convert", &golden("llama"), "-o", &half, "-r", "2", "--no-calibration"]).text();
+    let mut config: serde_json::Value =
+        serde_json::from_slice(&hub.state().files["config.json"]).expect("a configuration");
+    for (model_type, what) in [
+        ("acme", "model type `acme` is unknown"),
+        ("deepseek_v3", "already uses Multi-Head Latent Attention"),
+    ] {
+        config["model_type"] = model_type.into();
+        hub.state().files.insert("config.json".into(), config.to_string().into_bytes());
+        let (out, id) = (made.path("out"), "org/tiny");
+        for args in [
+            vec!["inspect", id],
+            vec!["memory", id],
+            vec!["convert", id, "-o", &out],
+            vec!["convert", id, "-o", &out, "--dry-run"],
+            vec!["compare", id, "--data", &heldout, "-r", "2"],
+            vec!["eval", id, "--data", &heldout],
+            vec!["eval", &half, "--data", &heldout, "--against", id],
+            vec!["eval", "org/tiny", "--data", &heldout, "--against", &half],
+            vec!["generate", id, "--prompt", "x"],
+            vec!["bench", id],
+            vec!["check", id],
+            vec!["train", id, "-o", &out, "--data", &text],
+            vec!["train", &half, "-o", &out, "--data", &text, "--teacher", id],
+        ] {
+            let scratch = Scratch::new();
+            online(&hub.endpoint, &scratch, &args).refused(what);
+            let gets: Vec<String> = hub.take_gets().into_iter().map(|(file, _)| file).collect();
+            assert_eq!(gets, ["config.json"], "{args:?}");
+        }
+    }
+    assert_eq!(made.names().iter().filter(|name| name.starts_with("out")).count(), 0);
+}
+
+#[test]
+fn a_cached_model_serves_when_the_hub_refuses_and_a_note_says_so() {
+    let (hub, scratch) = (hub_of("qwen2"), Scratch::new());
+    let run = online(
+        &hub.endpoint,
+        &scratch,
+        &["generate", "org/tiny", "--prompt", "The ship", "--max-new-tokens", "2"],
+    );
+    assert!(!run.stderr.contains("cache, as it was"), "{run:#?}");
+    let expected = run.text();
+    for (refusal, what) in [
+        (("401 Unauthorized", "GatedRepo"), "access is gated"),
+        (("429 Too Many Requests", ""), "HTTP 429"),
+        (("503 Service Unavailable", ""), "HTTP 503"),
+    ] {
+        hub.state().refusal = Some(refusal);
+        let run = online(
+            &hub.endpoint,
+            &scratch,
+            &["generate", "org/tiny", "--prompt", "The ship", "--max-new-tokens", "2"],
+        );
+        let notes: Vec<&str> =
+            run.stderr.lines().filter(|line| line.contains("taking org/tiny from the cache")).collect();
+        assert!(notes.len() == 1 && notes[0].starts_with("note: ") && notes[0].contains(what), "{run:#?}");
+        assert!(notes[0].contains(&COMMIT[..12]), "{run:#?}");
+        assert_eq!(run.text(), expected);
+    }
+    let run = online(&hub.endpoint, &scratch, &["inspect", "org/tiny", "--quiet"]);
+    assert_eq!(run.stderr, "", "a note is no result");
+}
+
+#[test]
+fn a_conversion_from_the_hub_carries_what_a_local_one_does() {
+    let (hub, local, scratch) = (hub_of("llama"), Scratch::of("llama"), Scratch::new());
+    for name in ["LICENSE", "NOTICE", "USE_POLICY.md", "merges.txt", "tokenizer.model"] {
+        local.write(name, name);
+        hub.state().files.insert(name.into(), name.as_bytes().to_vec());
+    }
+    let (one, other) = (scratch.path("one"), scratch.path("other"));
+    let args = |model: &str, out: &str| {
+        ["convert", model, "-o", out, "-r", "2", "--no-calibration"].map(str::to_owned)
+    };
+    let from_hub = args("org/tiny", &one);
+    online(&hub.endpoint, &scratch, &from_hub.each_ref().map(String::as_str)).text();
+    shrink(&args(&local.root(), &other).each_ref().map(String::as_str)).text();
+    let below = |out: &str| {
+        let names = scratch.names().into_iter();
+        names.filter_map(|name| Some(name.strip_prefix(out)?.to_owned())).collect::<Vec<_>>()
+    };
+    assert_eq!(below("one/"), below("other/"));
+    assert_eq!(scratch.read("one/NOTICE"), b"NOTICE");
+}
+
+#[test]
+fn a_data_set_at_the_hubs_own_conversion() {
+    let parquet = std::fs::read(golden("corpus/sample.parquet")).expect("rows");
+    let hub = TestHub::new("datasets/org/pile", &[("default/train/0000.parquet", parquet)]);
+    hub.state().branch = Some("refs/convert/parquet".into());
+    let scratch = Scratch::new();
+    let (out, donor) = (scratch.path("out"), golden("llama"));
+    let source = "org/pile@refs/convert/parquet";
+    let args = ["convert", &donor, "-o", &out, "-r", "2", "--calibration", source];
+    let few = ["--num-calibration-samples", "3", "--max-calibration-length", "16"];
+    online(&hub.endpoint, &scratch, &[&args[..], &few].concat()).text();
+    assert_eq!(scratch.read_json("out/shrink.json")["calibration"]["source"], source);
+    let card = String::from_utf8(scratch.read("out/README.md")).expect("a text");
+    assert!(card.contains(" tokens of pile |"), "{card}");
+}
+
 #[test]
 fn a_model_that_the_hub_does_not_have() {
     let (hub, scratch) = (hub_of("llama"), Scratch::new());

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use handlers::Model;
-use handlers::hub::Hub;
+use handlers::hub::{Hub, looks_like_path};
 use mla_core::WeightSource;
 
 use crate::args::CalibrationArgs;
@@ -136,8 +136,10 @@ pub fn is_file(source: &str) -> bool {
     let path = Path::new(source);
     // A hub id may have a dot too (`org/data-v1.5`).
     let extension = path.extension().map(|end| end.to_string_lossy().to_lowercase());
-    let is_path = source.is_empty() || source.starts_with(['.', '/', '~']) || source.matches('/').count() > 1;
-    is_path || extension.is_some_and(|end| EXTENSIONS.contains(&end.as_str())) || path.is_file()
+    source.is_empty()
+        || looks_like_path(source)
+        || extension.is_some_and(|end| EXTENSIONS.contains(&end.as_str()))
+        || path.is_file()
 }
 
 fn dataset(session: &Session, name: &str, args: &CalibrationArgs) -> anyhow::Result<Vec<PathBuf>> {
@@ -200,7 +202,15 @@ mod tests {
             assert!(is_file(file), "{file}");
         }
         // The tests run in the crate's folder, where `src` is a folder and no text.
-        for dataset in ["wikitext", "Salesforce/wikitext", "org/data-v1.5", "org/data-v1.5@main", "src"] {
+        for dataset in [
+            "wikitext",
+            "Salesforce/wikitext",
+            "org/data-v1.5",
+            "org/data-v1.5@main",
+            "org/data-v1.5@refs/convert/parquet",
+            "wikitext@refs/pr/1",
+            "src",
+        ] {
             assert!(!is_file(dataset), "{dataset}");
         }
         assert!(is_file("Cargo.toml"), "it is there");

@@ -206,6 +206,9 @@ fn kind(path: &Path) -> Result<Kind, CorpusError> {
     if metadata.is_dir() {
         return Err(CorpusError::Folder { path: path.to_owned() });
     }
+    if handlers::is_lfs_pointer(path) {
+        return Err(CorpusError::LfsPointer { path: path.to_owned() });
+    }
     let extension = path.extension().map(|end| end.to_string_lossy().to_lowercase());
     match extension.as_deref() {
         Some("txt") => Ok(Kind::Text),
@@ -437,6 +440,16 @@ mod tests {
             group.close().expect("a row group");
             writer.close().expect("a file");
             assert_eq!(read(&[path], DEFAULT_FIELD).expect("the rows"), rows, "{compression:?}");
+        }
+    }
+
+    #[test]
+    fn a_pointer_in_the_place_of_a_file_is_named_and_never_read_as_a_text() {
+        let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 9085657\n";
+        for name in ["a.parquet", "a.jsonl", "a.txt"] {
+            let error = read_one(name, pointer).expect_err(name);
+            assert!(matches!(error, CorpusError::LfsPointer { .. }), "{name}: {error}");
+            assert!(error.hint().is_some_and(|hint| hint.contains("git lfs pull")), "{name}");
         }
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use calib::{Conversion, Goal, LayerReport, Objective, Trial, Width};
+use handlers::hub::looks_like_path;
 use handlers::{Dtype, Model};
 use mla_core::{CacheDtype, DecoderConfig, Patch};
 use serde_json::{Value, json};
@@ -153,6 +154,15 @@ fn weights_sha256(model: &Model) -> anyhow::Result<String> {
     Ok(hex(&digest.finalize()))
 }
 
+/// The last part of a text's name; of a data set at some revision, which may have slashes, its id's.
+fn short(source: &str) -> &str {
+    let name = match looks_like_path(source) {
+        true => source,
+        false => source.split('@').next().unwrap_or(source),
+    };
+    name.rsplit('/').next().unwrap_or(name)
+}
+
 /// The model card.
 pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conversion) -> String {
     let config = conversion.factors.config();
@@ -161,7 +171,7 @@ pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conv
     let size = cache_sizes(&a_token, &[tokens], 1)[0];
     let text = match calibration {
         Some(c) => {
-            let names: Vec<&str> = c.source.split(", ").map(|s| s.rsplit('/').next().unwrap_or(s)).collect();
+            let names: Vec<&str> = c.source.split(", ").map(short).collect();
             format!("{} tokens of {}", conversion.tokens, names.join(", "))
         }
         None => "none (plain SVD of the weights)".into(),
@@ -199,4 +209,22 @@ pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conv
         k = 100.0 * k,
         v = 100.0 * v,
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::short;
+
+    #[test]
+    fn a_text_is_named_without_its_folders_and_a_data_set_without_its_revision() {
+        for (source, name) in [
+            ("builtin", "builtin"),
+            ("/home/u/a@b/text.txt", "text.txt"),
+            ("./text@2/all.jsonl", "all.jsonl"),
+            ("Salesforce/wikitext", "wikitext"),
+            ("org/pile@refs/convert/parquet", "pile"),
+        ] {
+            assert_eq!(short(source), name);
+        }
+    }
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use burn::tensor::Device;
 use calib::Factors;
 use handlers::hub::{Hub, ModelFolder, Need};
-use handlers::{Model, Registry, Tokenizer};
+use handlers::{MlaSection, Model, Registry, Tokenizer, read_config};
 use mla_core::{Decoder, DecoderConfig, Patch, SourceError, WeightSource};
 use serde_json::Value;
 
@@ -104,13 +104,28 @@ impl Session {
         }
     }
 
-    /// Finds and opens a model, and says what in it was not used.
+    /// Reads the configuration of a model and nothing else of it, so that what cannot be used says so before anything large is
+    /// fetched.
+    ///
+    /// # Errors
+    /// When there is none, or it is of no known family.
+    pub fn describe(&self, name: &str) -> anyhow::Result<(DecoderConfig, Option<MlaSection>)> {
+        let (_, config, section) = read_config(&self.find(name, Need::ConfigOnly)?.path, &self.registry)?;
+        Ok((config, section))
+    }
+
+    /// Finds and opens a model, and says what is unusual in it and what was not used. Of a model on the hub the configuration
+    /// is read before anything else is fetched.
     ///
     /// # Errors
     /// When it is no complete model of a known family.
     pub fn open(&self, name: &str) -> anyhow::Result<Opened> {
-        let found = self.find(name, Need::Everything)?;
+        let accept = |folder: &Path| read_config(folder, &self.registry).map(drop);
+        let found = Hub::from_env().resolve_if(name, &accept, &self.ui.downloads())?;
         let model = Model::open(&found.path, &self.registry)?;
+        for note in model.notes() {
+            self.ui.note(&format!("note: {note}"));
+        }
         if let [first, ..] = model.unused() {
             self.ui.note(&format!("note: {} tensor(s) not used, the first is {first}", model.unused().len()));
         }
@@ -248,7 +263,9 @@ impl Session {
         field: &str,
         wanted: Option<usize>,
     ) -> anyhow::Result<Vec<u32>> {
-        Ok(self.tokens_of(model, Documents::of_files(files, field)?, wanted)?.ids)
+        let mut ids = self.tokens_of(model, Documents::of_files(files, field)?, wanted)?.ids;
+        ids.truncate(wanted.unwrap_or(usize::MAX));
+        Ok(ids)
     }
 
     /// Reads documents as one stream of tokens, and says what of them could not be read.

@@ -6,7 +6,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use handlers::hub::DownloadObserver;
+use handlers::hub::{DownloadObserver, HubError};
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// How much is shown, and how.
@@ -172,5 +172,10 @@ impl DownloadObserver for Downloads {
                 task.finish();
             }
         });
+    }
+    fn from_cache(&self, id: &str, commit: &str, reason: &HubError) {
+        self.with(|current| *current = None);
+        let commit = &commit[..commit.len().min(12)];
+        self.ui.note(&format!("note: {reason}; taking {id} from the cache, as it was at commit {commit}"));
     }
 }

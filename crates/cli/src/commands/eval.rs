@@ -14,6 +14,8 @@ use crate::session::{Opened, Session};
 pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
     let windowing = windowing(args)?;
     let wanted = args.windows.map(|windows| windowing.reach(windows));
+    // A donor that cannot be used says so before the model's weights are fetched.
+    args.against.as_deref().map(|name| session.describe(name)).transpose()?;
     let opened = session.open_to_run(&args.model, args.cache)?;
     let tokens = session.tokens(&opened.model, &args.data, &args.text_field, wanted)?;
     let donor = args.against.as_deref().map(|name| session.open(name)).transpose()?;

@@ -3,7 +3,9 @@
 use std::path::Path;
 
 use calib::{Cascade, Method, Width, Xkv, uniform_latents};
-use handlers::{ConfigJson, MlaSection, Registry, TensorSpec, read_config};
+use handlers::{
+    ConfigJson, MlaSection, Registry, TensorSpec, declared_quantisation, left_over, quantisation, read_config,
+};
 use mla_core::decoder::LatentWidth;
 use mla_core::positions::{RopeConfig, RopeScaling};
 use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Slot};
@@ -20,10 +22,14 @@ use crate::session::Session;
 /// Bytes of a cached number in the tables: bf16 or f16.
 const ELEMENT_BYTES: usize = 2;
 
-/// Describes a model from its configuration; no weights are read.
+/// Describes a model from its configuration; of weights that are there the headers are read, to tell quantised ones.
 pub fn run(session: &Session, args: &InspectArgs) -> anyhow::Result<()> {
     let path = session.find_config(&args.model)?;
     let (object, text) = report(&session.registry, &path, &args.compression_ratio)?;
+    let (json_config, ..) = read_config(&path, &session.registry)?;
+    if let (Value::Null, Some(scheme)) = (&object["quantised"], declared_quantisation(&json_config)) {
+        session.ui.note(&format!("note: {}", left_over(&scheme)));
+    }
     session.print(&object, &text)
 }
 
@@ -36,6 +42,8 @@ pub(super) fn report(registry: &Registry, path: &Path, ratios: &[f64]) -> anyhow
     let parameters = parameters(&specs);
     let mut object = describe(&family, &config, parameters);
     let mut text = sentences(&family, &config, parameters);
+    let quantised = quantisation(path, &json_config, &specs);
+    object["quantised"] = json!(quantised);
     match section {
         Some(section) => {
             let trainable = trainable(&config);
@@ -49,6 +57,15 @@ pub(super) fn report(registry: &Registry, path: &Path, ratios: &[f64]) -> anyhow
                 count(parameters)
             );
             object["layers"] = layers;
+        }
+        None if quantised.is_some() => {
+            text += &format!(
+                "the weights are quantised ({}): shrink converts plain floats, so take the model that it was made from\n",
+                quantised.as_deref().unwrap_or_default()
+            );
+            object["methods"] = json!([]);
+            object["choices"] = json!([]);
+            object["beyond_d_kv"] = json!([]);
         }
         None => {
             let d_kv = config.d_kv();

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use handlers::{Existing, FolderPlan, MlaSection, Output};
+use handlers::{Existing, FolderPlan, MlaSection, Output, read_companion};
 use mla_core::{CacheDtype, WeightMap, WeightSource};
 use serde_json::{Value, json};
 use train::{Settings, Snapshot, Sources, StepReport, TrainError, Trainer, windows};
@@ -15,21 +15,33 @@ use crate::error::UserError;
 use crate::footprint::Footprint;
 use crate::report::count;
 use crate::session::{Opened, Session};
-use crate::training::{RunFolder, Validation, donor, originals, recorded_donor, settings};
+use crate::training::{RunFolder, Validation, donor, donor_name, originals, recorded_donor, settings};
+
+/// What a conversion says of itself, and a trained one goes on from.
+const RECORD: &str = "shrink.json";
+const CARD: &str = "README.md";
 
 /// Trains a converted model and writes the result.
 pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
     // What can be refused is refused before anything is computed.
     let settings = settings(args)?;
     check(args, &settings)?;
+    let objective = settings.objective();
+    let Some(section) = session.describe(&args.model)?.1 else {
+        return Err(UserError::NotConverted { path: args.model.clone() }.into());
+    };
+    let lacks_originals = objective.needs_originals() && !section.store_original_weights;
+    if let Some(teacher) = args.teacher.as_deref().filter(|_| objective.needs_teacher() || lacks_originals) {
+        session.describe(teacher)?;
+    }
     let mut opened = session.open(&args.model)?;
     // Rounding has no gradient: what is cached in fewer bits is trained exact.
     let kept_in = opened.model.config().cache_dtype;
     opened.model.set_cache_dtype(CacheDtype::F32);
-    let Some(section) = opened.model.section().cloned() else {
-        return Err(UserError::NotConverted { path: args.model.clone() }.into());
-    };
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
+    for name in [RECORD, CARD] {
+        read_companion(opened.model.folder(), name)?;
+    }
     let run_dir = run_dir(args)?;
     let inputs = inputs(args, &opened, &run_dir);
     let output = Output::prepare_beside(&args.output, existing, opened.model.folder(), &inputs)?;
@@ -40,6 +52,9 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
             None
         }
     };
+    if objective.needs_teacher() {
+        session.describe(&donor_name(args, &opened)?)?;
+    }
     let tokens = session.tokens(&opened.model, &args.data, &args.text_field, None)?;
     let mut validation = Validation::open(session, args, &opened, &settings)?;
     if validation.is_some() && kept_in.bits().is_some() {
@@ -49,8 +64,6 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
             kept_in.name()
         ));
     }
-    let objective = settings.objective();
-    let lacks_originals = objective.needs_originals() && !section.store_original_weights;
     let donor = match objective.needs_teacher() || (lacks_originals && args.teacher.is_some()) {
         true => Some(donor(session, args, &opened, &tokens)?),
         false => None,
@@ -359,19 +372,22 @@ fn write(
     }
     let folder = opened.model.folder();
     let mut extra = Vec::new();
-    let record = std::fs::read_to_string(folder.join("shrink.json")).ok();
+    let text = |name: &str| {
+        anyhow::Ok(read_companion(folder, name)?.and_then(|bytes| String::from_utf8(bytes).ok()))
+    };
+    let record = text(RECORD)?;
     let mut record: Value =
         record.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(|| json!({}));
     record["training"] = json!({ "settings": settings, "steps": trained.step, "model": opened.name() });
-    extra.push(("shrink.json".to_owned(), format!("{record:#}\n").into_bytes()));
-    if let Ok(card) = std::fs::read_to_string(folder.join("README.md")) {
+    extra.push((RECORD.to_owned(), format!("{record:#}\n").into_bytes()));
+    if let Some(card) = text(CARD)? {
         let trained = format!(
             "\nTrained by shrink {}: {} steps, loss {}.\n",
             env!("CARGO_PKG_VERSION"),
             trained.step,
             settings.objective().name()
         );
-        extra.push(("README.md".to_owned(), (card + &trained).into_bytes()));
+        extra.push((CARD.to_owned(), (card + &trained).into_bytes()));
     }
     let plan = FolderPlan {
         donor: &opened.model,

@@ -21,6 +21,13 @@ pub enum CorpusError {
         path: PathBuf,
     },
 
+    /// Three lines that Git LFS would replace by the file.
+    #[error("text file {path}: a Git LFS pointer, not the file", path = .path.display())]
+    LfsPointer {
+        /// The path as it was given.
+        path: PathBuf,
+    },
+
     /// The name does not tell the format.
     #[error("text file {path}: expected .txt, .jsonl or .parquet, found {found}", path = .path.display())]
     UnknownExtension {
@@ -150,6 +157,9 @@ impl CorpusError {
     pub fn hint(&self) -> Option<String> {
         match self {
             Self::Missing { .. } => Some("check the path".into()),
+            Self::LfsPointer { .. } => {
+                Some("run `git lfs pull` in the folder it was cloned to, or download the file itself".into())
+            }
             Self::Folder { .. } => Some("name the files in it: folder/*.parquet".into()),
             Self::UnknownExtension { .. } => {
                 Some("known are .txt (one document), .jsonl and .parquet (one document a row)".into())

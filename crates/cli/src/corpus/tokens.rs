@@ -25,7 +25,7 @@ pub struct Tokens {
     pub text_sha256: [u8; 32],
 }
 
-/// Tokenises documents as one text, joined by blank lines: all of it, or its first `wanted` tokens.
+/// Tokenises documents as one text, joined by blank lines: all of it, or at least its first `wanted` tokens.
 ///
 /// The text is tokenised in pieces of whole documents of [`PIECE_BYTES`]; each but the first begins with the blank line. A
 /// text within one piece, and a document whatever its size, is therefore tokenised once and whole. Where fewer tokens are
@@ -71,7 +71,6 @@ pub fn tokens<E: From<CorpusError>>(
     if !piece.is_empty() {
         ids.extend(encode(&piece)?);
     }
-    ids.truncate(wanted.unwrap_or(usize::MAX));
     Ok(Tokens { ids, text_sha256: hash.finalize().into() })
 }
 
@@ -140,7 +139,7 @@ mod tests {
             let file = [Source::File(path)];
             for wanted in [1, 100, 1000] {
                 let (found, rows) = read(&file, Some(wanted));
-                assert_eq!(found.ids, whole[..wanted], "{wanted}");
+                assert_eq!(found.ids[..wanted], whole[..wanted], "{wanted}");
                 let needed = (wanted + MARGIN_TOKENS).div_ceil(12);
                 assert!(rows <= 4 * needed, "{rows} rows for {wanted} tokens");
             }

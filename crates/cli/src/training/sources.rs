@@ -11,12 +11,18 @@ use crate::session::{Opened, Session, source_error};
 /// Tokens by which two tokenizers are compared.
 const COMPARED_TOKENS: usize = 10_000;
 
+/// The donor's name: the teacher that was named, or what the folder's record says.
+///
+/// # Errors
+/// When neither is there.
+pub fn donor_name(args: &TrainArgs, opened: &Opened) -> Result<String, UserError> {
+    let recorded = || recorded_donor(opened).ok_or_else(|| UserError::NoDonor { path: args.model.clone() });
+    args.teacher.clone().map_or_else(recorded, Ok)
+}
+
 /// The donor, which has to read the text as the model does.
 pub fn donor(session: &Session, args: &TrainArgs, opened: &Opened, tokens: &[u32]) -> anyhow::Result<Opened> {
-    let name = match &args.teacher {
-        Some(name) => name.clone(),
-        None => recorded_donor(opened).ok_or_else(|| UserError::NoDonor { path: args.model.clone() })?,
-    };
+    let name = donor_name(args, opened)?;
     let donor = session.open(&name)?;
     let theirs = session.tokens(&donor.model, &args.data, &args.text_field, Some(COMPARED_TOKENS))?;
     let compared = COMPARED_TOKENS.min(tokens.len().max(theirs.len()));
