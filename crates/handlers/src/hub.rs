@@ -19,7 +19,7 @@ use hf_hub::{Repo, RepoType};
 
 use cache::{RepoCache, is_commit, is_inside};
 use download::download;
-use files::{CONFIG, TOKENIZER, WEIGHTS, WEIGHTS_INDEX};
+use files::{CONFIG, TOKENIZER, VOCABULARY, WEIGHTS, WEIGHTS_INDEX};
 use name::{RepoName, is_path};
 use remote::Remote;
 
@@ -297,10 +297,11 @@ impl<'a> Access<'a> {
             set.found
         };
         self.refuse_quantised(commit, &snapshot, &weights)?;
-        if !has(TOKENIZER) {
+        if has(TOKENIZER) {
+            fetch(TOKENIZER)?;
+        } else if !VOCABULARY.iter().all(|file| has(file)) {
             return Err(self.absent(TOKENIZER));
         }
-        fetch(TOKENIZER)?;
         files::companions(names).try_for_each(|file| fetch(file))?;
         weights.iter().try_for_each(|file| fetch(file))
     }

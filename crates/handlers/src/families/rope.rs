@@ -207,8 +207,5 @@ pub(super) fn context(rope: &RopeConfig, stated: usize) -> usize {
         RopeScaling::Yarn { factor, original_max, .. } => original_max as f64 * factor,
         _ => 0.0,
     };
-    stated.max(stretched.min(MOST_POSITIONS) as usize)
+    stated.max(stretched as usize)
 }
-
-/// No context is longer; larger numbers would only overflow a product of sizes.
-const MOST_POSITIONS: f64 = 2_147_483_647.0;

@@ -11,6 +11,8 @@ use crate::checkpoint::numbered;
 
 pub(super) const CONFIG: &str = "config.json";
 pub(super) const TOKENIZER: &str = "tokenizer.json";
+/// What stands for it where it is not there: both of them.
+pub(super) const VOCABULARY: [&str; 2] = ["vocab.json", "merges.txt"];
 pub(super) const WEIGHTS: &str = "model.safetensors";
 pub(super) const WEIGHTS_INDEX: &str = "model.safetensors.index.json";
 /// What shrink wrote beside a converted model.
@@ -65,7 +67,7 @@ pub(super) fn missing(folder: &Path, need: Need) -> Option<String> {
     if need == Need::ConfigOnly {
         return None;
     }
-    if lacks(TOKENIZER) {
+    if lacks(TOKENIZER) && VOCABULARY.iter().any(|file| lacks(file)) {
         return Some(TOKENIZER.to_owned());
     }
     if !lacks(WEIGHTS) {

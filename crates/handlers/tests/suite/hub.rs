@@ -217,6 +217,23 @@ fn what_the_hub_lacks_is_named() {
 }
 
 #[test]
+fn a_vocabulary_with_its_merges_stands_for_a_tokenizer_file() {
+    let hub = tiny_hub();
+    hub.state().files.remove("tokenizer.json");
+    hub.state().files.insert("vocab.json".into(), b"{}".to_vec());
+    let client = Client::new(&hub);
+    assert!(
+        matches!(client.everything(), Err(HubError::FileNotFound { .. })),
+        "one of the two is not enough"
+    );
+    hub.state().files.insert("merges.txt".into(), b"".to_vec());
+    let model = client.everything().expect("a model");
+    for file in ["vocab.json", "merges.txt", "model.safetensors"] {
+        assert!(model.path.join(file).exists(), "{file}");
+    }
+}
+
+#[test]
 fn weights_that_are_not_safetensors_are_refused_before_they_are_fetched() {
     let hub = tiny_hub();
     hub.state().files.remove("model.safetensors");

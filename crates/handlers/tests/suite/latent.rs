@@ -7,7 +7,8 @@ use handlers::Model;
 use mla_core::decoder::{AttentionKind, LatentWidth, PositionKind};
 use mla_core::generate::{GenerateOptions, generate};
 use mla_core::{
-    Attention, Decoder, DecoderConfig, LayerSlot, Matrix, Padding, Part, Patch, Slot, WeightMap, WeightSource,
+    Attention, CacheDtype, Decoder, DecoderConfig, LayerSlot, Matrix, Padding, Part, Patch, Slot, WeightMap,
+    WeightSource,
 };
 
 use crate::conversion::{exact, exact_where, random};
@@ -29,15 +30,29 @@ fn every_random_twin(check: impl Fn(&str, &Model, &Decoder, &Golden)) {
 }
 
 /// The bytes of a cache, by formula.
-pub fn formula(config: &mla_core::DecoderConfig, batch: usize, capacity: usize) -> usize {
-    let layer = |kind| match kind {
+pub fn formula(config: &mla_core::DecoderConfig, batch: usize, tokens: usize) -> usize {
+    let numbers = |kind| match kind {
         AttentionKind::Grouped => 2 * config.n_kv_heads * config.d_head,
         AttentionKind::Latent(latent) => match latent.width {
             LatentWidth::Split { d_latent_k, d_latent_v } => d_latent_k + d_latent_v,
             LatentWidth::Joint { d_latent } => d_latent,
         },
     };
-    config.layers.iter().map(|l| layer(l.attention)).sum::<usize>() * batch * capacity * size_of::<f32>()
+    // A layer keeps what it sees, and what any that reads its latents sees.
+    let kept = |layer: usize| {
+        let readers = (layer..config.n_layers())
+            .filter(|&reader| reader == layer || config.reads(reader).contains(&layer));
+        readers.map(|reader| config.layers[reader].window.unwrap_or(tokens).min(tokens)).max().unwrap_or(0)
+    };
+    let numbers = |layer: usize| numbers(config.layers[layer].attention) * kept(layer);
+    (0..config.n_layers()).map(numbers).sum::<usize>() * batch * size_of::<f32>()
+}
+
+/// Bytes of a cache that so many tokens went through.
+pub fn full(decoder: &Decoder, batch: usize, tokens: usize) -> usize {
+    let mut cache = decoder.cache(Padding::none(batch), tokens);
+    cache.fill(tokens).expect("an empty cache");
+    cache.bytes()
 }
 
 #[test]
@@ -78,12 +93,7 @@ fn a_latent_layer_adds_the_biases_of_k_and_v() {
 /// The same conversion with room for a long continuation: the twins' contexts are short.
 fn roomy(model: &Model, factors: &WeightMap, max_positions: usize) -> WeightMap {
     let mut map = WeightMap::new(DecoderConfig { max_positions, ..factors.config().clone() });
-    for layer in 0..model.config().n_layers() {
-        for slot in [LayerSlot::DownKey, LayerSlot::UpKey, LayerSlot::DownValue, LayerSlot::UpValue] {
-            let factor = factors.get(Slot::Layer(layer, slot)).expect("every layer is latent");
-            map.insert_layer(layer, slot, factor.clone());
-        }
-    }
+    copy_factors(model, factors, &mut map);
     if model.config().position == PositionKind::Learned {
         let table = model.matrix(Slot::PositionEmbedding, &Device::default()).expect("a table");
         let table = Matrix::from_tensor(&table);
@@ -96,13 +106,36 @@ fn roomy(model: &Model, factors: &WeightMap, max_positions: usize) -> WeightMap 
     map
 }
 
+/// The factors of split latents, where there are any.
+fn copy_factors(model: &Model, from: &WeightMap, to: &mut WeightMap) {
+    for layer in 0..model.config().n_layers() {
+        for slot in [LayerSlot::DownKey, LayerSlot::UpKey, LayerSlot::DownValue, LayerSlot::UpValue] {
+            if let Some(factor) = from.get(Slot::Layer(layer, slot)) {
+                to.insert_layer(layer, slot, factor.clone());
+            }
+        }
+    }
+}
+
 #[test]
-fn sixty_four_tokens_from_the_latent_cache_equal_the_pass_without_a_cache() {
+fn sixty_four_tokens_from_a_cache_equal_the_pass_without_one() {
     for name in twins() {
         let (model, golden) = (open(name), Golden::of(name));
         let prompt = golden.ids("prefill.ids")[0][..4].to_vec();
         let half = model.config().d_kv() / 2;
-        for (kind, factors) in [("exact", exact(&model)), ("half", random(&model, half, half, 5))] {
+        let few_bits = {
+            let factors = random(&model, half, half, 5);
+            let mut int4 =
+                WeightMap::new(DecoderConfig { cache_dtype: CacheDtype::Int4, ..factors.config().clone() });
+            copy_factors(&model, &factors, &mut int4);
+            int4
+        };
+        for (kind, factors) in [
+            ("dense", WeightMap::new(model.config().clone())),
+            ("exact", exact(&model)),
+            ("half", random(&model, half, half, 5)),
+            ("int4", few_bits),
+        ] {
             let decoder = load(&roomy(&model, &factors, 4 + 64).over(&model));
             let options = GenerateOptions { max_new_tokens: 64, ..GenerateOptions::default() };
             let tokens =
@@ -179,7 +212,7 @@ fn latents_of_half_the_width_take_half_the_bytes() {
         let factors = random(&model, half, half, 1);
         let (donor, latent) = (load(&model), load(&factors.over(&model)));
         for (batch, capacity) in [(1, 1), (3, 40)] {
-            let bytes = |decoder: &Decoder| decoder.cache(Padding::none(batch), capacity).bytes();
+            let bytes = |decoder: &Decoder| full(decoder, batch, capacity);
             assert_eq!(2 * bytes(&latent), bytes(&donor), "{name}");
             for decoder in [&donor, &latent] {
                 assert_eq!(bytes(decoder), formula(decoder.config(), batch, capacity), "{name}");
@@ -188,6 +221,32 @@ fn latents_of_half_the_width_take_half_the_bytes() {
         assert_eq!(latent.config().compression_ratio(), 2.0, "{name}");
         assert_eq!(donor.config().compression_ratio(), 1.0, "{name}");
     }
+}
+
+/// What a window does not show is let go, in every pass.
+#[test]
+fn between_passes_a_cache_holds_no_more_than_windows_show() {
+    let mut windowed = 0;
+    for name in twins() {
+        let (model, golden) = (open(name), Golden::of(name));
+        windowed += usize::from(model.config().layers.iter().any(|layer| layer.window.is_some()));
+        let half = model.config().d_kv() / 2;
+        for decoder in [load(&model), load(&random(&model, half, half, 1).over(&model))] {
+            let ids = &golden.ids("prefill.ids")[0];
+            let mut cache = decoder.cache(Padding::none(1), ids.len());
+            let mut fed = 0;
+            for width in [10, 1, 1, 7, 5] {
+                let pass = [ids[fed..fed + width].to_vec()];
+                decoder.hidden_cached(&pass, &mut cache).expect("it fits");
+                fed += width;
+                let seen = decoder.config().layers.iter().all(|layer| layer.window.is_some());
+                assert!(cache.bytes() <= formula(decoder.config(), 1, ids.len()), "{name}, {fed}");
+                assert!(!seen || cache.bytes() == formula(decoder.config(), 1, fed), "{name}, {fed}");
+            }
+            assert_eq!((fed, cache.bytes()), (ids.len(), formula(decoder.config(), 1, fed)), "{name}");
+        }
+    }
+    assert!(windowed >= 8, "{windowed} twins have windows");
 }
 
 /// The peer reported 2.0x with four layers kept where the cache was 1.76x smaller.

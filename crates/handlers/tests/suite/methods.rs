@@ -9,7 +9,7 @@ use mla_core::{
 
 use crate::conversion::{exact, exact_joint, needed, random_factors, with_latents};
 use crate::graphs::{Deep, cascade, graphs, groups, joint, reading};
-use crate::latent::{OURSELVES, formula};
+use crate::latent::{OURSELVES, formula, full};
 use crate::twin::{
     Golden, assert_close, biased, cached_logits, gap, host, left_padded, load, logits, open, token_by_token,
     twins,
@@ -234,9 +234,9 @@ fn every_kind_of_latent_gives_padded_rows_what_each_gives_alone() {
 fn every_kind_of_latent_takes_the_bytes_of_its_widths() {
     every_graph(|what, decoder, _| {
         for (batch, capacity) in [(1, 1), (3, 20)] {
-            let bytes = decoder.cache(Padding::none(batch), capacity).bytes();
+            let bytes = full(decoder, batch, capacity);
             assert_eq!(bytes, formula(decoder.config(), batch, capacity), "{what}");
-            assert_eq!(bytes, decoder.config().cached_numbers_total() * batch * capacity * 4, "{what}");
+            assert_eq!(bytes, decoder.config().cache_bytes(capacity) * batch, "{what}");
         }
     });
 }

@@ -78,8 +78,9 @@ impl Cache {
     /// window.
     pub fn new(config: &DecoderConfig, padding: Padding, capacity: usize, device: &Device) -> Self {
         let batch = padding.batch();
+        let retention = config.retention();
         let layer = |layer: usize| {
-            let window = config.retention(layer);
+            let window = retention[layer];
             match config.layers[layer].attention {
                 AttentionKind::Grouped => {
                     let shape = [batch, config.n_kv_heads, capacity, config.d_head];

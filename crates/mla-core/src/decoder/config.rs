@@ -428,26 +428,24 @@ impl DecoderConfig {
         }
     }
 
-    /// How far back the cache of a layer reaches: its window, or the widest of the layers that read its latents; `None` where
+    /// How far back the cache of each layer reaches: its window, or the widest of the layers that read its latents; `None` where
     /// one of them sees all.
-    pub fn retention(&self, layer: usize) -> Option<usize> {
-        let reads = |&reader: &usize| {
-            let first = self.latent(reader).and_then(|latent| latent.reads_from);
-            first.is_some_and(|first| first <= layer)
-        };
-        let readers = (layer + 1..self.n_layers()).filter(reads);
-        let mut windows = std::iter::once(layer).chain(readers).map(|layer| self.layers[layer].window);
-        windows.try_fold(0, |most, window| Some(most.max(window?)))
-    }
-
-    /// Tokens of a sequence of `tokens` that the cache of a layer keeps.
-    pub fn kept_tokens(&self, layer: usize, tokens: usize) -> usize {
-        self.retention(layer).map_or(tokens, |window| tokens.min(window))
+    pub fn retention(&self) -> Vec<Option<usize>> {
+        let windows: Vec<_> = self.layers.iter().map(|layer| layer.window).collect();
+        let mut reach = windows.clone();
+        for (reader, window) in windows.into_iter().enumerate() {
+            for read in self.reads(reader) {
+                reach[read] = reach[read].zip(window).map(|(own, theirs)| own.max(theirs));
+            }
+        }
+        reach
     }
 
     /// Bytes that the cache of a sequence of `tokens` takes, as they are allocated.
     pub fn cache_bytes(&self, tokens: usize) -> usize {
-        (0..self.n_layers()).map(|layer| self.cached_bytes(layer) * self.kept_tokens(layer, tokens)).sum()
+        let kept =
+            self.retention().into_iter().map(|window| window.map_or(tokens, |window| window.min(tokens)));
+        kept.enumerate().map(|(layer, kept)| self.cached_bytes(layer) * kept).sum()
     }
 
     /// Numbers the layer caches a token.
