@@ -27,10 +27,12 @@ KEYS = {
     "qwen3": [L + "self_attn.q_norm.weight", L + "self_attn.k_norm.weight"],
     "qwen3-moe": [L + "mlp.gate.weight", "model.layers.1.mlp.gate_proj.weight"]
     + [L + f"mlp.experts.{e}.{w}.weight" for e in range(4) for w in ("gate_proj", "up_proj", "down_proj")],
-    "gemma2": [L + f"{at}_layernorm.weight" for at in ("input", "post_attention", "pre_feedforward", "post_feedforward")],
+    "gemma2": [L + f"{at}_layernorm.weight" for at in ("input", "post_attention")]
+    + [L + f"{at}_feedforward_layernorm.weight" for at in ("pre", "post")],
     "gemma3-nested": ["language_model." + L + "self_attn.k_norm.weight", "language_model.model.embed_tokens.weight"],
     "phi3": [L + "self_attn.qkv_proj.weight", L + "mlp.gate_up_proj.weight"],
-    "olmo2": [L + "self_attn.k_norm.weight", L + "post_attention_layernorm.weight", L + "post_feedforward_layernorm.weight"],
+    "olmo2": [L + "self_attn.k_norm.weight"]
+    + [L + f"post_{at}_layernorm.weight" for at in ("attention", "feedforward")],
     "gpt-neox": ["gpt_neox.embed_in.weight", "gpt_neox.layers.0.attention.query_key_value.bias", "embed_out.weight"]
     + ["gpt_neox.layers.0.attention." + b for b in ("bias", "masked_bias", "rotary_emb.inv_freq")],
     "gpt-oss": [L + "self_attn.sinks", L + "mlp.router.bias"]

@@ -42,8 +42,8 @@ DESCRIPTIONS = {
     "padded.ids": "a left-padded batch (pad id = the eos id)",
     "padded.mask": "1 where padded.ids holds a token, 0 where it is padding",
     "padded.logits": "logits under padded.mask with position_ids = clamp(cumsum(mask) - 1, 0); zero at the padding",
-    "short.ids": "a prompt that fits in the original context, so the dynamic scaling does not act on it (longrope takes "
-    "its short factors)",
+    "short.ids": "a prompt that fits in the original context, so the dynamic scaling does not act on it (longrope "
+    "takes its short factors)",
     "short.logits": "logits at each position of short.ids, no KV cache",
 }
 
@@ -173,7 +173,7 @@ def key_projection(attn):
 
 
 def keys(model, prompt):
-    """The first and the last layer's keys: the input of their projection and, where there is one, their norm's output."""
+    """The first and the last layer's keys: what their projection takes and, with QK-norm, what their norm gives."""
     layers = text(model).h if model.config.model_type == "gpt2" else text(model).layers
     out, hooks = {}, []
     for i in (0, len(layers) - 1):

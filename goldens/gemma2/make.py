@@ -38,6 +38,7 @@ twin.make(
     },
     seed=122,
     notes=[
-        "No layer_types in config.json, as on the hub: layers 0 and 2 are sliding, layers 1 and 3 see the whole prompt.",
+        "No layer_types in config.json, as on the hub: layers 0 and 2 are sliding, layers 1 and 3 see the "
+        "whole prompt.",
     ],
 )

@@ -1,4 +1,4 @@
-"""Gemma 3 with a vision tower: the language model lies under text_config, most of whose fields are left to the defaults."""
+"""Gemma 3 with a vision tower: text_config holds the language model and leaves most fields to the class."""
 
 import sys
 from pathlib import Path
@@ -42,6 +42,8 @@ twin.make(
     },
     seed=8,
     notes=[
-        "Text alone goes in. As in the hub's gemma-3-4b-it, text_config leaves 8 heads, 4 kv heads, query_pre_attn_scalar 256, both RoPE bases, the pattern of 6 and tied embeddings to the class; layer 5 is the global one.",
+        "Text alone goes in. As in the hub's gemma-3-4b-it, text_config leaves 8 heads, 4 kv heads, "
+        "query_pre_attn_scalar 256, both RoPE bases, the pattern of 6 and tied embeddings to the class; layer"
+        " 5 is the global one.",
     ],
 )

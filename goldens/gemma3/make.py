@@ -38,6 +38,7 @@ twin.make(
     },
     seed=26,
     notes=[
-        "No layer_types in config.json, as on the first of the hub's files: of every sliding_window_pattern layers the last is global, here layer 2.",
+        "No layer_types in config.json, as on the first of the hub's files: of every sliding_window_pattern "
+        "layers the last is global, here layer 2.",
     ],
 )

@@ -41,6 +41,10 @@ twin.make(
     },
     seed=1,
     notes=[
-        "No decode and no padded tensors: transformers takes the long factors for a whole pass as soon as its largest position reaches original_max_position_embeddings, while cached keys keep the rotation they were stored with, so what a cached decode gives depends on how the sequence was fed. The attention factor is the same for long and short: sqrt(1 + ln(max_position_embeddings / original_max_position_embeddings) / ln(original_max_position_embeddings)).",
+        "No decode and no padded tensors: transformers takes the long factors for a whole pass as soon as its"
+        " largest position reaches original_max_position_embeddings, while cached keys keep the rotation they"
+        " were stored with, so what a cached decode gives depends on how the sequence was fed. The attention "
+        "factor is the same for long and short: sqrt(1 + ln(max_position_embeddings / "
+        "original_max_position_embeddings) / ln(original_max_position_embeddings)).",
     ],
 )
