@@ -1,5 +1,8 @@
 //! The steps of continuous integration, each named and timed.
 
+mod clock;
+mod ran;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,6 +12,7 @@ use anyhow::{Context, Result};
 use clap::ValueEnum;
 
 use crate::workspace::{Workspace, cargo};
+use clock::Clock;
 
 /// Names the folder of real weights and texts.
 pub const MODELS: &str = "SHRINK_MODELS";
@@ -46,7 +50,7 @@ const DRIVERS: &str = "/usr/share/vulkan/icd.d";
 
 /// What the tests on a software Vulkan run: whole passes, passes through caches of every kind, and the binary's passes. The
 /// rest computes on the host, or compares bytes that only one backend gives, or would take long in software.
-const ON_WGPU: [&str; 15] = [
+const ON_WGPU: [&str; 14] = [
     "decoder::paths::",
     "packing::",
     "goldens::",
@@ -58,11 +62,13 @@ const ON_WGPU: [&str; 15] = [
     "methods::keys",
     "methods::layers_that_share",
     "blocks::",
-    "conversion::",
     "devices::",
     "eval::scoring_the_bundled",
     "generate::the_greedy",
 ];
+
+/// What of calib is tested on LAPACK.
+const ON_LAPACK: [&str; 3] = ["linalg::", "factorise::", "metric::"];
 
 /// How a step ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,16 +95,18 @@ pub fn plan(steps: &[Step], full: bool, except: &[Step]) -> Vec<Step> {
     chosen.iter().copied().filter(|step| !except.contains(step)).collect()
 }
 
-/// Runs every step, also after one that failed, and prints a table of them.
+/// Runs every step, also after one that failed, and prints a table of them. Steps that are not the usual ones have to be over
+/// `minutes` from now: one that is too late is skipped, one that takes longer is stopped.
 ///
 /// # Errors
 /// When a step cannot be started.
-pub fn run(workspace: &Workspace, steps: &[Step]) -> Result<bool> {
+pub fn run(workspace: &Workspace, steps: &[Step], minutes: Option<u64>) -> Result<bool> {
+    let clock = Clock::leaving(minutes);
     let mut results = Vec::new();
     for &step in steps {
         println!("\n==> {}", step.name());
         let start = Instant::now();
-        let outcome = run_step(workspace, step)?;
+        let outcome = run_step(workspace, step, clock)?;
         let elapsed = start.elapsed();
         println!("<== {}: {} after {}", step.name(), outcome.label(), seconds(elapsed));
         results.push((step, outcome, elapsed));
@@ -107,19 +115,44 @@ pub fn run(workspace: &Workspace, steps: &[Step]) -> Result<bool> {
     Ok(results.iter().all(|(_, outcome, _)| *outcome != Outcome::Failed))
 }
 
-fn run_step(workspace: &Workspace, step: Step) -> Result<Outcome> {
+fn run_step(workspace: &Workspace, step: Step, clock: Clock) -> Result<Outcome> {
     if let Some(why) = obstacle(workspace, step)? {
         return Ok(Outcome::Skipped(why));
     }
-    let passed = match step.recipe(&workspace.target) {
-        None => crate::report_tidy(workspace)?,
-        Some(recipe) => {
-            println!("    cargo {}", recipe.args.join(" "));
-            let mut command = cargo(&workspace.root);
-            command.args(&recipe.args).envs(recipe.env).status().context("cannot run cargo")?.success()
-        }
+    let left = match USUAL.contains(&step) {
+        true => Ok(None),
+        false => clock.left(Instant::now()),
     };
-    Ok(if passed { Outcome::Passed } else { Outcome::Failed })
+    let limit = match left {
+        Ok(limit) => limit,
+        Err(why) => return Ok(Outcome::Skipped(why)),
+    };
+    let Some(recipe) = step.recipe(&workspace.target) else {
+        return Ok(if crate::report_tidy(workspace)? { Outcome::Passed } else { Outcome::Failed });
+    };
+    println!("    cargo {}", recipe.args.join(" "));
+    let mut command = cargo(&workspace.root);
+    command.args(&recipe.args).envs(recipe.env);
+    if let Some(limit) = limit {
+        command = clock::limited(command, limit);
+    }
+    let (status, complaint) = if recipe.args.first() == Some(&"test") {
+        let (status, names) = ran::run(&mut command, &mut std::io::stdout())?;
+        (status, ran::complaint(step.filters(), &names))
+    } else {
+        (command.status().context("cannot run cargo")?, None)
+    };
+    Ok(match (status.success(), complaint) {
+        (true, None) => Outcome::Passed,
+        (true, Some(complaint)) => {
+            println!("    {complaint}");
+            Outcome::Failed
+        }
+        (false, _) if limit.is_some() && clock::was_stopped(status) => {
+            Outcome::Skipped("stopped: the tests that every change must pass need the time left".into())
+        }
+        (false, _) => Outcome::Failed,
+    })
 }
 
 /// Why a step cannot run on this machine, if it cannot.
@@ -191,29 +224,28 @@ impl Step {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
+    /// What the tests of this step are called, each of which at least one must be; none where every test runs.
+    fn filters(self) -> &'static [&'static str] {
+        match self {
+            Step::Wgpu => &ON_WGPU,
+            Step::Lapack => &ON_LAPACK,
+            _ => &[],
+        }
+    }
+
     /// The cargo command; `None` for tidy, which runs in this process.
     ///
     /// All of them use the release profile, so that lints, documentation and tests share what they build. The backends
     /// have a folder of their own, so that none of them stands in the way of a build.
     fn recipe(self, target: &Path) -> Option<Recipe> {
         let backends = || ("CARGO_TARGET_DIR", target.join("backends"));
-        let on_wgpu = [
-            &[
-                "test",
-                "--release",
-                "--workspace",
-                "--features",
-                "cli/wgpu",
-                "--lib",
-                "--test",
-                "suite",
-                "--test",
-                "e2e",
-                "--",
-            ][..],
-            &ON_WGPU,
-        ]
-        .concat();
+        let filtered =
+            |command: &'static str| [&command.split(' ').collect::<Vec<_>>(), self.filters()].concat();
+        let on_wgpu =
+            filtered("test --release --workspace --features cli/wgpu --lib --test suite --test e2e --");
+        // Always the whole workspace: one package alone would unify the features of dependencies differently and build burn
+        // once more.
+        let on_lapack = filtered("test --release --workspace --features calib/lapack --lib --");
         let (args, env): (&[&str], Vec<_>) = match self {
             Step::Tidy => return None,
             Step::Fmt => (&["fmt", "--check"], vec![]),
@@ -239,23 +271,8 @@ impl Step {
                 vec![backends(), ("DOCS_RS", "1".into())],
             ),
             Step::Wgpu => (&on_wgpu, [backends()].into_iter().chain(on_software_vulkan()).collect()),
-            // Always the whole workspace: one package alone would unify the features of dependencies differently and
-            // build burn once more. One thread: OpenBLAS with several collapses on a busy machine.
-            Step::Lapack => (
-                &[
-                    "test",
-                    "--release",
-                    "--workspace",
-                    "--features",
-                    "calib/lapack",
-                    "--lib",
-                    "--",
-                    "linalg::",
-                    "factorise::",
-                    "metric::",
-                ],
-                vec![("OPENBLAS_NUM_THREADS", "1".into())],
-            ),
+            // One thread: OpenBLAS with several collapses on a busy machine.
+            Step::Lapack => (&on_lapack, vec![("OPENBLAS_NUM_THREADS", "1".into())]),
             Step::RealModels => (
                 &["test", "--release", "--workspace", "--features", "cli/real-models", "--test", "real"],
                 vec![],
@@ -270,7 +287,7 @@ impl Outcome {
         match self {
             Outcome::Passed => "passed".into(),
             Outcome::Failed => "FAILED".into(),
-            Outcome::Skipped(why) => format!("SKIPPED: {why}"),
+            Outcome::Skipped(why) => format!("*** SKIPPED: {why}"),
         }
     }
 }
@@ -306,6 +323,16 @@ mod tests {
         let without: Vec<_> =
             Step::value_variants().iter().filter(|step| step.recipe(Path::new("t")).is_none()).collect();
         assert_eq!(without, [&Step::Tidy]);
+    }
+
+    #[test]
+    fn the_filters_of_a_step_are_the_last_that_cargo_is_told() {
+        for step in Step::value_variants() {
+            let args = step.recipe(Path::new("t")).map_or_else(Vec::new, |recipe| recipe.args);
+            let told = args.iter().position(|&arg| arg == "--").map_or(&[][..], |at| &args[at + 1..]);
+            let is_test = args.first() == Some(&"test");
+            assert_eq!(if is_test { told } else { &[] }, step.filters(), "{step:?}");
+        }
     }
 
     #[test]
@@ -350,7 +377,7 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "  fmt             1.0 s  passed");
         assert!(lines[1].ends_with("FAILED") && lines[1].contains("clippy"));
-        assert!(lines[2].ends_with("SKIPPED: no OpenBLAS") && lines[2].contains("lapack"));
+        assert!(lines[2].ends_with("*** SKIPPED: no OpenBLAS") && lines[2].contains("lapack"));
         assert_eq!(lines[3], "  total           3.0 s");
     }
 }

@@ -60,6 +60,9 @@ enum Task {
         /// Leave a step out
         #[arg(long, value_enum, value_name = "STEP")]
         except: Vec<Step>,
+        /// Skip, or stop, whatever is not among the usual steps once this much time is over
+        #[arg(long, value_name = "MINUTES")]
+        optional_within: Option<u64>,
     },
     /// Measure the release program and write what docs/bench/ says
     #[command(subcommand)]
@@ -97,7 +100,9 @@ fn run(task: Task) -> anyhow::Result<bool> {
         Task::Golden { names, python, texts } => {
             golden::run(&workspace, Request { names, python, texts }).map(|()| true)
         }
-        Task::Ci { steps, full, except } => ci::run(&workspace, &ci::plan(&steps, full, &except)),
+        Task::Ci { steps, full, except, optional_within } => {
+            ci::run(&workspace, &ci::plan(&steps, full, &except), optional_within)
+        }
         Task::Bench(bench) => bench::run(&workspace, &bench),
         Task::Synth { dir, shape, layers } => {
             let bytes = synth::write(&dir, &shape.model(layers), &workspace.root.join(synth::TOKENIZER))?;
