@@ -196,7 +196,7 @@ fn cases() -> Vec<Case> {
 fn fault(run: &Run) -> Option<&'static str> {
     let says = |start: &str| run.stderr.lines().any(|line| line.starts_with(start));
     match run.code {
-        Some(0 | 1 | 2) if run.stderr.contains("panicked") => Some("panicked"),
+        Some(0..=2) if run.stderr.contains("panicked") => Some("panicked"),
         Some(0) => None,
         Some(1 | 2) if !says("error: ") => Some("without an error"),
         Some(1) if !says("hint: ") => Some("without a hint"),

@@ -103,7 +103,7 @@ impl Documents {
     /// The next document of the file that is open; `None` at its end.
     fn next_of_file(&mut self) -> Result<Option<String>, CorpusError> {
         let Some(open) = &mut self.open else { return Ok(None) };
-        while let Some(row) = open.rows.next() {
+        for row in open.rows.by_ref() {
             self.rows += 1;
             match row? {
                 Ok(text) => {

@@ -173,7 +173,7 @@ impl DownloadObserver for Downloads {
             }
         });
     }
-    fn from_cache(&self, id: &str, commit: &str, reason: &HubError) {
+    fn served_from_cache(&self, id: &str, commit: &str, reason: &HubError) {
         self.with(|current| *current = None);
         let commit = &commit[..commit.len().min(12)];
         self.ui.note(&format!("note: {reason}; taking {id} from the cache, as it was at commit {commit}"));

@@ -45,11 +45,11 @@ pub(crate) fn check(path: &Path, config: &DecoderConfig) -> Result<(), Error> {
     let d_ff = config.layers.iter().map(|layer| mlp_of(layer).0).max().unwrap_or(0);
     let experts = config.layers.iter().fold(0, |sum: u128, layer| sum.saturating_add(mlp_of(layer).1));
     let each = [
+        ("a number of layers", layers, LAYERS),
         ("a model width", d_model, SIZE),
         ("an MLP width", d_ff, SIZE),
         ("a vocabulary size", vocab_size, SIZE),
         ("a context", positions, SIZE),
-        ("a number of layers", layers, LAYERS),
         ("a number of experts in all layers", experts, EXPERTS),
         ("a width of all query heads", heads.saturating_mul(d_head), HEADS),
         ("a width of all kv heads", kv_heads.saturating_mul(d_head), HEADS),

@@ -211,8 +211,8 @@ fn refuse_latent(config: &ConfigJson, model_type: &str, is_known: bool) -> Resul
     if rank.is_none() && (is_known || !is_native_mla(config)) {
         return Ok(());
     }
-    let latent = models.iter().filter_map(|model| model.text_or("model_type", "").ok());
-    let model_type = latent.filter(|name| LATENT.contains(name)).last().unwrap_or(model_type).into();
+    let mut latent = models.iter().filter_map(|model| model.text_or("model_type", "").ok());
+    let model_type = latent.rfind(|name| LATENT.contains(name)).unwrap_or(model_type).into();
     Err(Error::NativeMla { path: config.path().into(), model_type, kv_lora_rank: rank })
 }
 

@@ -65,7 +65,7 @@ pub trait DownloadObserver: Sync {
     /// The file is whole. Not called for a file that fails.
     fn end(&self);
     /// The hub did not serve `id`, for this reason, and what the cache has of it, of this commit, is taken instead.
-    fn from_cache(&self, _id: &str, _commit: &str, _reason: &HubError) {}
+    fn served_from_cache(&self, _id: &str, _commit: &str, _reason: &HubError) {}
 }
 
 impl DownloadObserver for () {
@@ -179,9 +179,13 @@ impl Hub {
         let fetch = |commit: &str, names: &[String]| {
             let picked = pick(names);
             if picked.is_empty() {
-                let (id, revision) = (at.id.clone(), at.revision.clone());
-                let (subset, split, found) = (subset.to_owned(), split.to_owned(), dataset::outline(names));
-                return Err(HubError::NoSplit { id, revision, subset, split, found });
+                return Err(HubError::NoSplit {
+                    id: at.id.clone(),
+                    revision: at.revision.as_str().into(),
+                    subset: subset.into(),
+                    split: split.into(),
+                    found: dataset::outline(names).into(),
+                });
             }
             picked.iter().try_for_each(|file| access.fetch_file(commit, file, observer))
         };
@@ -244,7 +248,7 @@ impl<'a> Access<'a> {
         });
         match (fetched, whole) {
             (Err(error), Some(commit)) if error.may_pass() => {
-                observer.from_cache(&self.at.id, &commit, &error);
+                observer.served_from_cache(&self.at.id, &commit, &error);
                 Ok(commit)
             }
             (fetched, _) => fetched,

@@ -78,9 +78,9 @@ impl Registry {
     /// When the model type is unknown, missing, or one of a model that has no cache to shrink.
     pub fn handler(&self, json: &ConfigJson) -> Result<&dyn ModelHandler, Error> {
         let found = detect::model_type(json)?;
-        let takes = |handler: &&Box<dyn ModelHandler>| handler.model_types().contains(&found.as_str());
-        let registered = self.registered.iter().rev().find(takes);
-        let handler = registered.or_else(|| self.handlers.iter().find(takes));
+        let takes = |handler: &&dyn ModelHandler| handler.model_types().contains(&found.as_str());
+        let registered = self.registered.iter().rev().map(Box::as_ref).find(takes);
+        let handler = registered.or_else(|| self.handlers.iter().map(Box::as_ref).find(takes));
         detect::refuse(json, &found, handler.is_some())?;
         if registered.is_none() && handler.is_some() {
             custom_code::refuse(json, &found)?;
@@ -90,7 +90,7 @@ impl Registry {
             found: found.clone(),
             known: self.known(),
         };
-        handler.map(Box::as_ref).ok_or_else(unknown)
+        handler.ok_or_else(unknown)
     }
 
     /// Every model type that can be read.

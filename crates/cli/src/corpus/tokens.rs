@@ -27,7 +27,7 @@ pub struct Tokens {
 
 /// Tokenises documents as one text, joined by blank lines: all of it, or at least its first `wanted` tokens.
 ///
-/// The text is tokenised in pieces of whole documents of [`PIECE_BYTES`]; each but the first begins with the blank line. A
+/// The text is tokenised in pieces of whole documents of a mebibyte; each but the first begins with the blank line. A
 /// text within one piece, and a document whatever its size, is therefore tokenised once and whole. Where fewer tokens are
 /// wanted, documents are read until a piece has them and some more, and the file is left at that.
 ///

@@ -1,6 +1,6 @@
 //! One file an architecture: its configuration and where its tensors lie.
 //!
-//! What they share: [`skeleton`] reads the fields that nearly all have, [`rope`] rotary embeddings, and [`table`] names the
+//! What they share: `skeleton.rs` reads the fields that nearly all have, `rope.rs` rotary embeddings, and `table.rs` names the
 //! tensors of a LLaMA-like checkpoint.
 
 mod gemma2;

@@ -23,7 +23,8 @@ impl ModelHandler for Olmo3 {
     fn config(&self, json: &ConfigJson) -> Result<DecoderConfig, Error> {
         let sizes = sizes(json, &OLMO)?;
         let mut config = without_rope(json, &OLMO, sizes)?;
-        let usual = |layer: usize| if (layer + 1) % 4 == 0 { LayerType::Full } else { LayerType::Sliding };
+        let usual =
+            |layer: usize| if (layer + 1).is_multiple_of(4) { LayerType::Full } else { LayerType::Sliding };
         let types = layer_types(json, config.n_layers(), usual)?;
         set_windows(&mut config, &types, json.size_or("sliding_window", Some(4096))?);
         let defaults = RopeDefaults::of(sizes.d_head, 500_000.0, sizes.max_positions);

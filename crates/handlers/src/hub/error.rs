@@ -87,13 +87,13 @@ pub enum HubError {
         /// The data set asked for.
         id: String,
         /// The revision that was looked at.
-        revision: String,
+        revision: Box<str>,
         /// The subset asked for.
-        subset: String,
+        subset: Box<str>,
         /// The split asked for.
-        split: String,
+        split: Box<str>,
         /// The folders of the data set's parquet files, each with a file it holds.
-        found: Vec<String>,
+        found: Box<[String]>,
     },
 
     /// The repository is public in name only: its licence must be accepted first.
@@ -250,9 +250,11 @@ impl HubError {
             }
             Self::NotAccepted(error) => return error.hint(),
             Self::Quantised { .. } => crate::quantised::HINT.into(),
-            Self::NoSplit { id, revision, found, .. } if found.is_empty() && revision != PARQUET => format!(
-                "the data set has no parquet files; the hub keeps a conversion of most sets as {id}@{PARQUET}"
-            ),
+            Self::NoSplit { id, revision, found, .. } if found.is_empty() && &**revision != PARQUET => {
+                format!(
+                    "the data set has no parquet files; the hub keeps a conversion of most sets as {id}@{PARQUET}"
+                )
+            }
             Self::NoSplit { .. } => {
                 "name a subset and a split that the data set has, or pass text files".into()
             }

@@ -15,6 +15,9 @@ const MERGES: &str = "merges.txt";
 const OTHERS: [&str; 7] =
     ["tokenizer.model", "spiece.model", "spm.model", "tekken.json", "tiktoken.model", VOCABULARY, MERGES];
 
+/// Ids by token, and the pairs that are merged, as `tokenizer.json` has them.
+pub(super) type Vocabulary = (Map<String, Value>, Vec<Value>);
+
 /// The files of a folder that concern its tokenizer; large ones are read when asked for.
 pub(super) struct Files {
     folder: PathBuf,
@@ -84,7 +87,7 @@ impl Files {
     ///
     /// # Errors
     /// When one cannot be read or is not what it should be.
-    pub(super) fn vocabulary(&self) -> Result<Option<(Map<String, Value>, Vec<Value>)>, Error> {
+    pub(super) fn vocabulary(&self) -> Result<Option<Vocabulary>, Error> {
         let path = self.folder.join(MERGES);
         let (Some(vocabulary), Some(merges)) = (object(&self.folder.join(VOCABULARY))?, bytes(&path)?) else {
             return Ok(None);

@@ -323,7 +323,7 @@ fn a_data_set_is_found_under_its_old_name_and_stays_in_the_cache() {
     assert_eq!(fs::read(&paths[0]).expect("a file"), large(3, 2000));
     match fetch(&client, "wikitext-9") {
         Err(HubError::NoSplit { found, .. }) => {
-            assert_eq!(found, ["wikitext-2-raw-v1/test-00000-of-00001.parquet"]);
+            assert_eq!(*found, ["wikitext-2-raw-v1/test-00000-of-00001.parquet"]);
         }
         other => panic!("{other:?}"),
     }

@@ -34,7 +34,7 @@ impl DownloadObserver for Heard {
     fn begin(&self, _: &str, _: u64) {}
     fn advance(&self, _: u64) {}
     fn end(&self) {}
-    fn from_cache(&self, id: &str, commit: &str, reason: &HubError) {
+    fn served_from_cache(&self, id: &str, commit: &str, reason: &HubError) {
         self.0.lock().expect("no panic").push(format!("{id} {commit} {reason}"));
     }
 }
