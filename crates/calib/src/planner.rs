@@ -40,12 +40,19 @@ pub enum Goal {
 }
 
 /// The donor's cache in 16 bits over this model's, as it is allocated; a model that says nothing of its cache is held in
-/// 16 bits too.
+/// 16 bits too. Of layers with a window the tokens count that they keep of a whole context.
 pub fn cache_ratio(config: &DecoderConfig) -> f64 {
-    match config.cache_dtype {
-        CacheDtype::F32 => config.compression_ratio(),
-        _ => (4 * config.d_kv() * config.n_layers()) as f64 / config.cached_bytes_total() as f64,
-    }
+    let context = config.max_positions;
+    let kept = |window: Option<usize>| window.map_or(context, |window| window.min(context)) as f64;
+    let donor: f64 =
+        config.layers.iter().map(|layer| kept(layer.window)).sum::<f64>() * 4.0 * config.d_kv() as f64;
+    let bytes = |layer: usize| match config.cache_dtype {
+        CacheDtype::F32 => 2 * config.cached_numbers(layer),
+        _ => config.cached_bytes(layer),
+    };
+    let model =
+        config.retention().into_iter().enumerate().map(|(layer, window)| bytes(layer) as f64 * kept(window));
+    donor / model.sum::<f64>()
 }
 
 /// What a planner may choose among, and what it is to reach.

@@ -3,7 +3,7 @@
 use calib::linalg::Mat64;
 use calib::{
     AS_GOOD, Cascade, Error, Factors, Method, Needs, Objective, Options, Ranks, Statistics, Text, Width, Xkv,
-    convert, fit, judge,
+    cache_ratio, convert, fit, judge,
 };
 use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth};
 use mla_core::{LayerSlot, Patch, WeightMap, WeightSource};
@@ -274,4 +274,25 @@ fn a_model_that_caches_latents_already_is_refused() {
     let found = Statistics::of_text(&over, &sizes.text(2, 4, 1), &needs, &device(), &scratch(), &mut ());
     assert!(matches!(found, Err(Error::AlreadyLatent { layer: 1 })), "{found:?}");
     assert!(over.config().latent(1).is_some());
+}
+
+#[test]
+fn a_layer_with_a_window_counts_as_long_as_its_window_is() {
+    // Layer 1 sees 3 tokens of a context of 64.
+    let mut config = of(Style::Rotary, 2, 1).config();
+    assert_eq!((config.max_positions, config.layers[0].window, config.layers[1].window), (64, None, Some(3)));
+    assert_eq!(cache_ratio(&config), 1.0);
+    let half = LatentWidth::Joint { d_latent: config.d_kv() };
+    let latent = |layer| AttentionKind::Latent(LatentConfig::alone(layer, half));
+    config.layers[1].attention = latent(1);
+    assert!((cache_ratio(&config) - 67.0 / 65.5).abs() < 1e-12);
+    config.layers[1].attention = AttentionKind::Grouped;
+    config.layers[0].attention = latent(0);
+    assert!((cache_ratio(&config) - 67.0 / 35.0).abs() < 1e-12);
+    // A layer whose latents a wider one reads keeps as much as that one sees.
+    config.layers.swap(0, 1);
+    config.layers[0].attention = latent(0);
+    config.layers[1].attention =
+        AttentionKind::Latent(LatentConfig { reads_from: Some(0), ..LatentConfig::alone(1, half) });
+    assert!((cache_ratio(&config) - 67.0 / 64.0).abs() < 1e-12);
 }
