@@ -24,15 +24,11 @@ const STREAMS: usize = 8;
 /// Parts at most: their sums have to be added up.
 const PARTS: usize = 16;
 
-/// `x W`. `None` where the tensors are not the CPU's or the backend's product is the faster one: with many rows, and with one
-/// row on one thread.
+/// `x W`. `None` where the tensors are not the CPU's or there are many rows, for which the backend's product is the faster one.
 ///
 /// # Shapes
 /// - `x`: `[rows, d_in]`, `weight`: `[d_in, d_out]` → `[rows, d_out]`
 pub(crate) fn product(x: &Tensor<2>, weight: &Tensor<2>) -> Option<Tensor<2>> {
-    if x.dims()[0] == 1 && rayon::current_num_threads() == 1 {
-        return None;
-    }
     on_slices(x, weight, |x, weight| {
         let count = x.count * weight.width;
         let sum = |(part, out): (Range<usize>, &mut [f32])| {
@@ -165,15 +161,20 @@ mod tests {
     #[test]
     fn any_number_of_threads_gives_the_same_bits() {
         let device = Device::flex();
-        let (x, weight) = (
-            Tensor::<2>::random([2, 500], Distribution::Default, &device),
-            Tensor::<2>::random([500, 2000], Distribution::Default, &device),
-        );
-        let with = |threads: usize| {
-            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
-            pool.install(|| product(&x, &weight).expect("on the CPU").into_data())
-        };
-        let one = with(1);
-        assert!([2, 3, 5].into_iter().all(|threads| with(threads) == one));
+        let random = |rows, columns| Tensor::<2>::random([rows, columns], Distribution::Default, &device);
+        // Several parts, so that there is something to share.
+        let (weight, turned) = (random(500, 2000), random(2000, 500));
+        for rows in [1, 2, FEW] {
+            let x = random(rows, 500);
+            let with = |threads: usize| {
+                let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+                let found = pool.install(|| [product(&x, &weight), product_transposed(&x, &turned)]);
+                found.map(|found| found.expect("on the CPU, whatever the number of threads").into_data())
+            };
+            let one = with(1);
+            for threads in [2, 3, 5] {
+                assert_eq!(with(threads), one, "{rows} row(s), {threads} threads");
+            }
+        }
     }
 }
