@@ -1,7 +1,7 @@
 //! The layers inside `mla-core`: attention and caches serve the decoder and do not know it.
 //!
 //! `attention/` never names `crate::decoder`. `cache/` may name the types that `decoder/config.rs` declares, since a
-//! cache is laid out from a configuration, and nothing else of it.
+//! cache is laid out from a configuration, and nothing else of it; of `attention/`, which reads caches, it names nothing.
 
 use super::Violation;
 use super::code::{code_only, paths, words};
@@ -20,14 +20,15 @@ pub fn check(tree: &Tree) -> Vec<Violation> {
         )];
     };
     let config_types = declared_types(config);
-    let exports = decoder_exports(tree.text(&format!("{SRC}/lib.rs")).unwrap_or_default());
+    let root = tree.text(&format!("{SRC}/lib.rs")).unwrap_or_default();
+    let [exports, of_attention] = ["decoder", "attention"].map(|module| exports_of(module, root));
     let mut found = Vec::new();
     for layer in ["attention", "cache"] {
         let may_know_configs = layer == "cache";
         let mut files = 0;
         for (path, file) in tree.below(&format!("{SRC}/{layer}")) {
             files += 1;
-            for (line, name) in decoder_names(&file.text, &exports) {
+            for (line, name) in names_of("decoder", &file.text, &exports) {
                 if may_know_configs && config_types.contains(&name) {
                     continue;
                 }
@@ -36,6 +37,11 @@ pub fn check(tree: &Tree) -> Vec<Violation> {
                     false => "attention does not know the decoder",
                 };
                 found.push(Violation::new(path, line, format!("names `decoder::{name}`; {rule}")));
+            }
+            let attention = if layer == "cache" { &file.text[..] } else { "" };
+            for (line, name) in names_of("attention", attention, &of_attention) {
+                let what = format!("names `attention::{name}`; a cache does not know who reads it");
+                found.push(Violation::new(path, line, what));
             }
         }
         if files == 0 {
@@ -55,23 +61,21 @@ fn declared_types(text: &str) -> Vec<String> {
     words.windows(3).filter(declares).map(|w| w[2].to_owned()).collect()
 }
 
-/// The decoder's items that the crate's root exports again: `crate::Block` is `crate::decoder::Block`.
-fn decoder_exports(lib: &str) -> Vec<String> {
+/// A module's items that the crate's root exports again: `crate::Block` is `crate::decoder::Block`.
+fn exports_of(module: &str, lib: &str) -> Vec<String> {
     let code = code_only(lib);
     let uses = words(&code).into_iter().filter(|word| word.text == "use");
-    let from_decoder = |path: &Vec<String>| {
-        path.iter()
-            .find(|name| !matches!(name.as_str(), "crate" | "self"))
-            .is_some_and(|name| name == "decoder")
+    let from_module = |path: &Vec<String>| {
+        path.iter().find(|name| !matches!(name.as_str(), "crate" | "self")).is_some_and(|name| name == module)
     };
     uses.flat_map(|word| paths(word.after))
-        .filter(from_decoder)
+        .filter(from_module)
         .filter_map(|path| path.last().cloned())
         .collect()
 }
 
-/// What a file names of the decoder, with lines; `*` and `self` stand for all of it.
-fn decoder_names(text: &str, exports: &[String]) -> Vec<(usize, String)> {
+/// What a file names of a module, with lines; `*` and `self` stand for all of it.
+fn names_of(module: &str, text: &str, exports: &[String]) -> Vec<(usize, String)> {
     let code = code_only(text);
     let mut found = Vec::new();
     for word in words(&code) {
@@ -84,8 +88,8 @@ fn decoder_names(text: &str, exports: &[String]) -> Vec<(usize, String)> {
             let path: Vec<&str> =
                 path.iter().map(String::as_str).skip_while(|name| *name == "super").collect();
             match path.as_slice() {
-                ["decoder"] => found.push((word.line, "self".to_owned())),
-                ["decoder", name, ..] => found.push((word.line, (*name).to_owned())),
+                [first] if *first == module => found.push((word.line, "self".to_owned())),
+                [first, name, ..] if *first == module => found.push((word.line, (*name).to_owned())),
                 [name, ..]
                     if word.text == "crate"
                         && (*name == "*" || exports.iter().any(|export| export == name)) =>
@@ -119,7 +123,7 @@ mod tests {
 
     #[test]
     fn a_cache_may_know_configurations() {
-        let cache = "use crate::attention::Padding;\nuse crate::decoder::{AttentionKind, DecoderConfig};\n";
+        let cache = "use crate::positions::Padding;\nuse crate::decoder::{AttentionKind, DecoderConfig};\n";
         assert_eq!(found("use crate::cache::LayerCache;\n// crate::decoder::Block\n", cache), [""; 0]);
         assert_eq!(found("", "fn f(c: &crate::DecoderConfig) {}"), [""; 0]);
     }
@@ -130,14 +134,25 @@ mod tests {
             "use crate::decoder::{AttentionKind, Block};",
             "use crate::decoder::*;",
             "use crate::decoder;",
-            "use crate::{attention::Padding, decoder::{self}};",
+            "use crate::{positions::Padding, decoder::{self}};",
             "use crate::Decoder;",
-            "use crate::*;",
             "fn f() { super::super::decoder::Block::load(); }",
             "use crate::decoder::Hidden;",
         ] {
             assert_eq!(found("", cache).len(), 1, "{cache}");
         }
+    }
+
+    #[test]
+    fn a_cache_may_not_know_who_reads_it() {
+        for cache in [
+            "use crate::attention::Frame;",
+            "use crate::{positions::Padding, attention::{self}};",
+            "fn f(_: &super::super::attention::Frame) {}",
+        ] {
+            assert_eq!(found("", cache).len(), 1, "{cache}");
+        }
+        assert_eq!(found("", "use crate::*;").len(), 2, "both");
     }
 
     #[test]
