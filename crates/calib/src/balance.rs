@@ -175,7 +175,7 @@ fn add(cost: &mut Option<Mat64>, part: &Mat64) {
 fn readings(
     factors: &Factors,
     layer: usize,
-    latent: LatentConfig,
+    latent: &LatentConfig,
     metrics: &[Metric; 2],
 ) -> Result<(Mat64, Mat64), Error> {
     let get = |layer, slot| -> Result<Option<Mat64>, Error> {

@@ -58,7 +58,7 @@ pub fn truncate<S: WeightSource>(
         if ranks.iter().zip(&found).any(|(rank, found)| rank > found) {
             return Err(Error::Wider { layer, wanted: ranks.iter().sum(), found: found.iter().sum() });
         }
-        config.layers[layer].attention = AttentionKind::Latent(LatentConfig { width, ..latent });
+        config.layers[layer].attention = AttentionKind::Latent(LatentConfig { width, ..latent.clone() });
         places.extend(width.parts().into_iter().map(|part| (layer, part)));
     }
     let mut factors = Factors::new(config, scratch);
@@ -79,9 +79,9 @@ pub fn truncate<S: WeightSource>(
 }
 
 /// A layer's latents, where the first of them are those of a larger ratio.
-fn nested(config: &DecoderConfig, layer: usize) -> Result<LatentConfig, Error> {
+fn nested(config: &DecoderConfig, layer: usize) -> Result<&LatentConfig, Error> {
     let alone =
-        |latent: &LatentConfig| latent.balanced && latent.reads_from.is_none() && latent.up_of == layer;
+        |latent: &&LatentConfig| latent.balanced && latent.reads_from.is_none() && latent.up_of == layer;
     config.latent(layer).filter(alone).ok_or(Error::NotNested { layer })
 }
 

@@ -113,7 +113,7 @@ impl MlaSection {
 
     /// What a layer's entry should be and is not.
     fn fault(&self, layer: usize, d_kv: usize) -> Option<String> {
-        let ranks = self.layers[layer]?;
+        let ranks = self.layers[layer].as_ref()?;
         let (most, fits) = match ranks.width {
             LatentWidth::Split { d_latent_k, d_latent_v } => {
                 (d_kv, [d_latent_k, d_latent_v].iter().all(|rank| (1..=d_kv).contains(rank)))
@@ -136,7 +136,7 @@ impl MlaSection {
         if up_of > layer {
             return Some(format!("up_of of at most {layer}: a group's W_up is that of its first layer"));
         }
-        match self.layers[up_of] {
+        match &self.layers[up_of] {
             Some(leader) if leader.up_of.is_some_and(|other| other != up_of) => {
                 Some(format!("up_of a layer with a W_up of its own, which layer {up_of} has not"))
             }

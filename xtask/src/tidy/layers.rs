@@ -1,25 +1,29 @@
 //! The layers inside `mla-core`: attention and caches serve the decoder and do not know it.
 //!
-//! `attention/` never names `crate::decoder`. `cache/` may name the types that `decoder/config.rs` declares, since a
-//! cache is laid out from a configuration, and nothing else of it; of `attention/`, which reads caches, it names nothing.
+//! `attention/` never names `crate::decoder`. `cache/` may name the types that `decoder/config.rs` and
+//! `decoder/latents.rs` declare, since a cache is laid out from a configuration, and nothing else of it; of `attention/`, which reads caches, it names nothing.
 
 use super::Violation;
 use super::code::{code_only, paths, words};
 use super::tree::Tree;
 
 const SRC: &str = "crates/mla-core/src";
-const CONFIG: &str = "crates/mla-core/src/decoder/config.rs";
+const CONFIGS: [&str; 2] =
+    ["crates/mla-core/src/decoder/config.rs", "crates/mla-core/src/decoder/latents.rs"];
 
 /// Every path from `attention/` or `cache/` into the decoder that the layers forbid.
 pub fn check(tree: &Tree) -> Vec<Violation> {
-    let Some(config) = tree.text(CONFIG) else {
-        return vec![Violation::new(
-            CONFIG,
-            1,
-            "is missing; it declares the types a cache may know of the decoder",
-        )];
-    };
-    let config_types = declared_types(config);
+    let mut config_types = Vec::new();
+    for path in CONFIGS {
+        let Some(text) = tree.text(path) else {
+            return vec![Violation::new(
+                path,
+                1,
+                "is missing; it declares types a cache may know of the decoder",
+            )];
+        };
+        config_types.extend(declared_types(text));
+    }
     let root = tree.text(&format!("{SRC}/lib.rs")).unwrap_or_default();
     let [exports, of_attention] = ["decoder", "attention"].map(|module| exports_of(module, root));
     let mut found = Vec::new();
@@ -33,7 +37,7 @@ pub fn check(tree: &Tree) -> Vec<Violation> {
                     continue;
                 }
                 let rule = match may_know_configs {
-                    true => "of the decoder, a cache knows only the types of decoder/config.rs",
+                    true => "of the decoder, a cache knows only the types of its configuration",
                     false => "attention does not know the decoder",
                 };
                 found.push(Violation::new(path, line, format!("names `decoder::{name}`; {rule}")));
@@ -108,13 +112,14 @@ mod tests {
     use super::*;
 
     const LIB: &str = "pub use decoder::{Block, Decoder, DecoderConfig};\npub use cache::Cache;\n";
-    const CONFIGS: &str =
-        "/// pub struct Doc\npub struct DecoderConfig {}\npub enum AttentionKind {}\nstruct Hidden;\n";
+    const CONFIG: &str = "/// pub struct Doc\npub struct DecoderConfig {}\nstruct Hidden;\n";
+    const LATENTS: &str = "pub enum AttentionKind {}\n";
 
     fn found(attention: &str, cache: &str) -> Vec<String> {
         let tree = Tree::of(&[
             ("crates/mla-core/src/lib.rs", LIB),
-            (CONFIG, CONFIGS),
+            (CONFIGS[0], CONFIG),
+            (CONFIGS[1], LATENTS),
             ("crates/mla-core/src/attention/rope.rs", attention),
             ("crates/mla-core/src/cache/mod.rs", cache),
         ]);
@@ -177,7 +182,8 @@ mod tests {
     #[test]
     fn a_rule_that_lost_its_subject_says_so() {
         assert_eq!(check(&Tree::default()).len(), 1);
-        let moved = Tree::of(&[(CONFIG, CONFIGS), ("crates/mla-core/src/lib.rs", LIB)]);
+        let moved =
+            Tree::of(&[(CONFIGS[0], CONFIG), (CONFIGS[1], LATENTS), ("crates/mla-core/src/lib.rs", LIB)]);
         assert_eq!(check(&moved).len(), 2);
     }
 }

@@ -128,7 +128,7 @@ fn differs(recorded: &Value, section: &MlaSection) -> Option<String> {
     pairs
         .map(|(layer, (recorded, ranks))| {
             let recorded = ["key", "value", "joint"].map(|part| recorded[part]["d_latent"].as_u64());
-            let ranks = match ranks.map(|ranks| ranks.width) {
+            let ranks = match ranks.as_ref().map(|ranks| ranks.width) {
                 Some(LatentWidth::Split { d_latent_k, d_latent_v }) => {
                     [Some(d_latent_k as u64), Some(d_latent_v as u64), None]
                 }

@@ -291,7 +291,7 @@ fn converted(config: &DecoderConfig, section: &MlaSection, layers: &Value) -> St
         }
     };
     let row = |(layer, ranks): (usize, &Option<handlers::LayerRanks>)| {
-        let widths = match ranks.map(|ranks| ranks.width) {
+        let widths = match ranks.as_ref().map(|ranks| ranks.width) {
             None => ["original".to_owned(), "original".to_owned()],
             Some(LatentWidth::Split { d_latent_k, d_latent_v }) => {
                 [d_latent_k.to_string(), d_latent_v.to_string()]
@@ -299,7 +299,7 @@ fn converted(config: &DecoderConfig, section: &MlaSection, layers: &Value) -> St
             Some(LatentWidth::Joint { d_latent }) => [format!("joint {d_latent}"), "-".into()],
         };
         let [k, v] = widths;
-        let joint = ranks.is_some_and(|ranks| matches!(ranks.width, LatentWidth::Joint { .. }));
+        let joint = ranks.as_ref().is_some_and(|ranks| matches!(ranks.width, LatentWidth::Joint { .. }));
         let energy = if joint {
             [share(layer, "joint"), "-".into()]
         } else {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 /// `{"d_latent_k": 12, "d_latent_v": 27}`, or `{"d_latent": 39}` for one latent of both; with `"up_of": 4` where the layer
 /// uses the `W_up` of layer 4, `"reads_from": 2` where it reads the latents of layers 2 to its own (cross terms), and
 /// `"balanced": true` where the basis for quantising is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Fields", into = "Fields")]
 pub struct LayerRanks {
     /// Latent numbers a token.
@@ -23,14 +23,14 @@ pub struct LayerRanks {
 
 impl LayerRanks {
     /// The entry of a layer.
-    pub fn new(layer: usize, latent: LatentConfig) -> Self {
+    pub fn new(layer: usize, latent: &LatentConfig) -> Self {
         let up_of = Some(latent.up_of).filter(|&leader| leader != layer);
         Self { width: latent.width, up_of, reads_from: latent.reads_from, balanced: latent.balanced }
     }
 
     /// What a layer with this entry caches and reads.
-    pub fn latent(self, layer: usize) -> LatentConfig {
-        let Self { width, up_of, reads_from, balanced } = self;
+    pub fn latent(&self, layer: usize) -> LatentConfig {
+        let Self { width, up_of, reads_from, balanced } = *self;
         LatentConfig { width, up_of: up_of.unwrap_or(layer), reads_from, balanced }
     }
 }
@@ -101,10 +101,10 @@ mod tests {
                 r#"{"d_latent":8,"balanced":true}"#,
             ),
         ] {
-            let ranks = LayerRanks::new(2, latent);
+            let ranks = LayerRanks::new(2, &latent);
             assert_eq!(serde_json::to_string(&ranks).expect("it is written"), text);
             let again: LayerRanks = serde_json::from_str(text).expect("it is read");
-            assert_eq!((again, again.latent(2)), (ranks, latent));
+            assert_eq!((again.latent(2), again), (latent, ranks));
         }
     }
 

@@ -51,7 +51,7 @@ impl MlaSection {
         &self,
         config: &DecoderConfig,
         layer: usize,
-        latent: LatentConfig,
+        latent: &LatentConfig,
         fused: bool,
     ) -> Vec<Named> {
         let first = latent.width.parts().into_iter().find(|part| part.serves != Serves::Values);
@@ -67,7 +67,7 @@ impl MlaSection {
         named
     }
 
-    fn in_place_of_value(&self, config: &DecoderConfig, layer: usize, latent: LatentConfig) -> Vec<Named> {
+    fn in_place_of_value(&self, config: &DecoderConfig, layer: usize, latent: &LatentConfig) -> Vec<Named> {
         let second = latent.width.parts().into_iter().find(|part| part.serves == Serves::Values);
         let mut named: Vec<_> =
             second.into_iter().flat_map(|part| factors(config, layer, latent, part)).collect();
@@ -82,7 +82,7 @@ impl MlaSection {
 }
 
 /// The factors of one part of a layer's latent, and the basis for quantising where it is stored.
-fn factors(config: &DecoderConfig, layer: usize, latent: LatentConfig, part: LatentPart) -> Vec<Named> {
+fn factors(config: &DecoderConfig, layer: usize, latent: &LatentConfig, part: LatentPart) -> Vec<Named> {
     let [down, up, balance] = match part.serves {
         Serves::Keys => ["w_down_k", "w_up_k", "w_balance_k"],
         Serves::Values => ["w_down_v", "w_up_v", "w_balance_v"],

@@ -77,7 +77,7 @@ pub fn needed(config: &DecoderConfig) -> Vec<(Slot, [usize; 2])> {
     let (d_model, d_kv) = (config.d_model, config.d_kv());
     let mut needed = Vec::new();
     for layer in 0..config.n_layers() {
-        let AttentionKind::Latent(latent) = config.layers[layer].attention else { continue };
+        let AttentionKind::Latent(latent) = &config.layers[layer].attention else { continue };
         let mut add = |slot, shape| needed.push((Slot::Layer(layer, slot), shape));
         let leads = latent.up_of == layer;
         let normed = config.layers[layer].qk_norm.is_some();
@@ -103,7 +103,7 @@ pub fn needed(config: &DecoderConfig) -> Vec<(Slot, [usize; 2])> {
             }
         };
         let Some(first) = latent.reads_from else { continue };
-        let width = |earlier: &LayerConfig| match earlier.attention {
+        let width = |earlier: &LayerConfig| match &earlier.attention {
             AttentionKind::Grouped => 0,
             AttentionKind::Latent(latent) => latent.width.total(),
         };

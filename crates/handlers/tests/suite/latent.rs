@@ -31,7 +31,7 @@ fn every_random_twin(check: impl Fn(&str, &Model, &Decoder, &Golden)) {
 
 /// The bytes of a cache, by formula.
 pub fn formula(config: &mla_core::DecoderConfig, batch: usize, tokens: usize) -> usize {
-    let numbers = |kind| match kind {
+    let numbers = |kind: &AttentionKind| match kind {
         AttentionKind::Grouped => 2 * config.n_kv_heads * config.d_head,
         AttentionKind::Latent(latent) => match latent.width {
             LatentWidth::Split { d_latent_k, d_latent_v } => d_latent_k + d_latent_v,
@@ -44,7 +44,7 @@ pub fn formula(config: &mla_core::DecoderConfig, batch: usize, tokens: usize) ->
             .filter(|&reader| reader == layer || config.reads(reader).contains(&layer));
         readers.map(|reader| config.layers[reader].window.unwrap_or(tokens).min(tokens)).max().unwrap_or(0)
     };
-    let numbers = |layer: usize| numbers(config.layers[layer].attention) * kept(layer);
+    let numbers = |layer: usize| numbers(&config.layers[layer].attention) * kept(layer);
     (0..config.n_layers()).map(numbers).sum::<usize>() * batch * size_of::<f32>()
 }
 

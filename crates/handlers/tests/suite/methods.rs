@@ -315,6 +315,6 @@ fn a_latent_config_says_what_a_layer_caches_and_reads() {
     assert_eq!(config.cross_columns(3), Some([11, 11]));
     assert_eq!(config.cross_columns(4), Some([4 + 11 + 7, 7 + 11 + 7]));
     let alone = LatentConfig::alone(0, LatentWidth::Split { d_latent_k: 3, d_latent_v: 8 });
-    assert_eq!(config.latent(0), Some(LatentConfig { reads_from: Some(0), ..alone }));
+    assert_eq!(config.latent(0), Some(&LatentConfig { reads_from: Some(0), ..alone }));
     assert_eq!(Patch::config(&random_factors(config.clone(), 0)), &config);
 }

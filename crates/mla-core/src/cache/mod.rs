@@ -81,7 +81,7 @@ impl Cache {
         let retention = config.retention();
         let layer = |layer: usize| {
             let window = retention[layer];
-            match config.layers[layer].attention {
+            match &config.layers[layer].attention {
                 AttentionKind::Grouped => {
                     let shape = [batch, config.n_kv_heads, capacity, config.d_head];
                     LayerCache::Dense(DenseCache::new(shape, window, config.cache_dtype, device))

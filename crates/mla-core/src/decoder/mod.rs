@@ -3,6 +3,7 @@
 mod basis;
 mod block;
 mod config;
+mod latents;
 mod load;
 mod mlp;
 mod model;
@@ -14,9 +15,10 @@ mod share;
 pub use crate::norm::Norm;
 pub use block::Block;
 pub use config::{
-    Activation, AttentionKind, Biases, BlockKind, DecoderConfig, HeadKind, LatentConfig, LatentPart,
-    LatentWidth, LayerConfig, MlpConfig, MlpKind, NormKind, PositionKind, QkNorm, Scales, Serves, Sharing,
+    Activation, AttentionKind, Biases, BlockKind, DecoderConfig, HeadKind, LayerConfig, MlpConfig, MlpKind,
+    NormKind, PositionKind, QkNorm, Scales, Sharing,
 };
+pub use latents::{LatentConfig, LatentPart, LatentWidth, Serves};
 pub use load::frame;
 pub use mlp::{Experts, GatedMlp, Mlp, PlainMlp};
 pub use model::Decoder;

@@ -7,9 +7,10 @@ use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 
 use super::config::{
-    Activation, AttentionKind, Biases, BlockKind, DecoderConfig, HeadKind, LatentConfig, LatentWidth,
-    LayerConfig, MlpConfig, MlpKind, NormKind, PositionKind, QkNorm, Scales,
+    Activation, AttentionKind, Biases, BlockKind, DecoderConfig, HeadKind, LayerConfig, MlpConfig, MlpKind,
+    NormKind, PositionKind, QkNorm, Scales,
 };
+use super::latents::{LatentConfig, LatentWidth};
 use crate::attention::{
     CrossTerms, Cubes, Frame, JointProjections, Keys, LatentAttention, Path, Paths, Projections, Queries,
     ScoreConfig, Scores, SplitProjections, Walk,

@@ -5,7 +5,8 @@ use burn::nn::{Embedding, EmbeddingConfig, LayerNormConfig, Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
 
 use super::basis::Basis;
-use super::config::{AttentionKind, LatentConfig, LatentPart, LatentWidth, MlpKind, NormKind};
+use super::config::{AttentionKind, MlpKind, NormKind};
+use super::latents::{LatentConfig, LatentPart, LatentWidth};
 use super::{Block, Experts, GatedMlp, Mlp, PlainMlp};
 use crate::attention::{
     Attention, CrossTerms, GroupedAttention, JointProjections, Keys, LatentAttention, Projections, Queries,
@@ -122,7 +123,7 @@ impl<S: WeightSource> Reader<'_, S> {
         let sinks = spec.sinks.then(|| self.vector(Slot::Layer(layer, LayerSlot::Sinks))).transpose()?;
         let scores = Scores { scale: spec.scale, softcap: spec.softcap, sinks };
         let o_proj = self.linear(layer, LayerSlot::Output, config.biases.output)?;
-        Ok(match config.layers[layer].attention {
+        Ok(match &config.layers[layer].attention {
             AttentionKind::Grouped => Attention::Grouped(GroupedAttention {
                 queries,
                 keys: self.keys(layer)?,
@@ -146,7 +147,7 @@ impl<S: WeightSource> Reader<'_, S> {
     fn projections(
         &self,
         layer: usize,
-        latent: LatentConfig,
+        latent: &LatentConfig,
         earlier: &[Block],
     ) -> Result<Projections, SourceError> {
         let leader = match earlier.get(latent.up_of).map(|block| &block.attention) {
