@@ -37,7 +37,7 @@ fn the_fisher_information_is_that_of_transformers() {
             windows: windows.len(),
             first_position: true,
         };
-        let needs = Needs { window: 0, queries: false, fisher: Some(options), sink: 0.0 };
+        let needs = Needs { window: 0, queries: false, fisher: Some(options), sink: 0.0, shared: Vec::new() };
         let (device, scratch) = (Device::flex(), Scratch::new(1 << 30, std::env::temp_dir()));
         let statistics = Statistics::of_text(&model, &windows, &needs, &device, &scratch, &mut ());
         let statistics = statistics.unwrap_or_else(|e| panic!("{twin}: {e}"));

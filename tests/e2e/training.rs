@@ -83,8 +83,11 @@ impl Golden {
                 _ => LatentWidth::Split { d_latent_k: first, d_latent_v: second },
             };
             let up_of = number(3).unwrap_or(layer);
-            config.layers[layer].attention =
-                AttentionKind::Latent(LatentConfig { width, up_of, reads_from: number(4), balanced: false });
+            config.layers[layer].attention = AttentionKind::Latent(LatentConfig {
+                up_of,
+                reads_from: number(4),
+                ..LatentConfig::alone(up_of, width)
+            });
         }
         let mut patch = WeightMap::new(config);
         for (slot, matrix) in self.under(method) {

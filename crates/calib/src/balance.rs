@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::factors::Factors;
 use crate::linalg::{Mat64, eigh, qr, solve};
 use crate::metric::{Metric, Objective};
-use crate::statistics::{Statistics, stacked};
+use crate::statistics::Targets;
 
 /// Of the largest variance, or cost: what is smaller counts as this.
 const LEAST: f64 = 1e-8;
@@ -30,7 +30,7 @@ const LEAST: f64 = 1e-8;
 pub(crate) fn balance<S: WeightSource>(
     factors: &mut Factors,
     source: &S,
-    statistics: &Statistics,
+    targets: Targets<'_>,
     objective: Objective,
     device: &Device,
 ) -> Result<f64, Error> {
@@ -43,7 +43,7 @@ pub(crate) fn balance<S: WeightSource>(
     let mut costs: Vec<Option<Mat64>> = vec![None; config.n_layers()];
     for layer in 0..config.n_layers() {
         let Some(latent) = config.latent(layer) else { continue };
-        let metrics = statistics.metrics(source, objective, layer, device)?;
+        let metrics = targets.metrics(source, objective, layer, device)?;
         let mut column = 0;
         let (own, crossed) = readings(factors, layer, latent, &metrics)?;
         add(&mut costs[layer], &own);
@@ -60,7 +60,7 @@ pub(crate) fn balance<S: WeightSource>(
         if latent.up_of != layer || shared(layer) {
             continue;
         }
-        let moment = latent_moment(factors, source, statistics, layer, device)?;
+        let moment = latent_moment(factors, source, targets, layer, device)?;
         let mut first = 0;
         for part in latent.width.parts() {
             let place = first..first + part.width;
@@ -215,17 +215,17 @@ fn readings(
 fn latent_moment<S: WeightSource>(
     factors: &Factors,
     source: &S,
-    statistics: &Statistics,
+    targets: Targets<'_>,
     layer: usize,
     device: &Device,
 ) -> Result<Mat64, Error> {
     let down = factors.down(layer)?;
     // W_down lies in the row space of [W_k; W_v], so that its latent is p [K; V], whose moment is known.
-    let w = stacked(source, layer, device)?;
+    let w = targets.stacked(source, layer, device)?;
     let mut gram = w.dot(&w.transpose());
     gram.add_ridge(1e-10);
     let p = solve(&gram.symmetrised(), &w.dot(&down.transpose()))?.transpose();
-    Ok(p.dot(&statistics.typical_moment(layer)?).dot(&p.transpose()).symmetrised())
+    Ok(p.dot(&targets.typical_moment(layer)?).dot(&p.transpose()).symmetrised())
 }
 
 #[cfg(test)]

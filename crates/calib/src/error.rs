@@ -53,6 +53,20 @@ pub enum Error {
         /// Whether dimensions turn in pairs.
         paired: bool,
     },
+    /// A shared key of a width that the model has not got.
+    #[error("a shared key of {found} numbers does not fit: expected {expected}")]
+    SharedKeyWidth {
+        /// What was asked for.
+        found: usize,
+        /// What would fit.
+        expected: String,
+    },
+    /// A model that cannot have a shared key, or not of this layout.
+    #[error("the method deepseek does not fit: {why}")]
+    SharedKey {
+        /// The reason, and the way that works.
+        why: &'static str,
+    },
     /// A budget that does not reach for one latent number each.
     #[error("the ratio leaves {budget} latent numbers for {units} keys and values")]
     Budget {
@@ -190,6 +204,8 @@ impl Error {
                 0..=2 => "lower the ratio, or take --method separate".into(),
                 _ => format!("keep 2 to {} (--d-rope), or lower the ratio", (d_latent - 1) / 2 * 2),
             },
+            Error::SharedKeyWidth { .. } => "give another --d-rope, or lower the ratio".into(),
+            Error::SharedKey { .. } => "take --method joint, or the way named".into(),
             Error::Budget { .. } => "lower the ratio, or take --ranks uniform".into(),
             Error::SharedBasis { .. } => "leave --sequential out with xkv".into(),
             Error::NeedsText { .. } => {

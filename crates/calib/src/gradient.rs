@@ -58,14 +58,17 @@ pub struct Fisher {
     pub value: StoredMatrix,
 }
 
-/// The Fisher information of every layer's keys and values.
+/// The Fisher information of every layer's keys and values; of a layer with latents, of those that are rebuilt.
 ///
 /// `boundaries` holds the stream before every block and after the last, as [`sweep`](crate::sweep::sweep()) leaves it;
 /// the mean is over all its tokens, those without a prediction counted, and over all draws. Each block is run again under
 /// automatic differentiation, so memory is one block with the activations of one batch, whatever the number of layers.
 ///
 /// # Errors
-/// When the source or the temporary file fails, a layer has latents already, or the donor overflows.
+/// When the source or the temporary file fails, or the model overflows.
+///
+/// # Panics
+/// If a layer reads the latents of another.
 pub fn fisher<S: WeightSource>(
     source: &S,
     mut boundaries: Vec<Stream>,
@@ -87,9 +90,6 @@ pub fn fisher<S: WeightSource>(
     for layer in (0..n_layers).rev() {
         let before = boundaries.pop().expect("one boundary a block");
         let block = Block::load(source, layer, &tracked)?;
-        let Attention::Grouped(attention) = &block.attention else {
-            return Err(Error::AlreadyLatent { layer });
-        };
         let d_kv = config.d_kv();
         let (mut key, mut value) = (Mat64::zeros(d_kv, d_kv), Mat64::zeros(d_kv, d_kv));
         let (mut below, mut tokens) = (Vec::with_capacity(above.len()), 0);
@@ -104,9 +104,20 @@ pub fn fisher<S: WeightSource>(
             let probe = || Tensor::<3>::zeros([windows, length, d_kv], &tracked).require_grad();
             let (at_key, at_value) = (probe(), probe());
             let h = block.attention_input(x.clone());
-            let (k, v) = attention.project(h.clone());
-            let (k, v) = (k + at_key.clone(), v + at_value.clone());
-            let attended = attention.attend(h, k, v, frame, layer, &mut Memory::of_pass(config));
+            let memory = &mut Memory::of_pass(config);
+            let attended = match &block.attention {
+                Attention::Grouped(attention) => {
+                    let (k, v) = attention.project(h.clone());
+                    let (k, v) = (k + at_key.clone(), v + at_value.clone());
+                    attention.attend(h, k, v, frame, layer, memory)
+                }
+                Attention::Latent(attention) => {
+                    let mut known = attention.project(h.clone(), frame, layer, memory);
+                    known.keys = known.keys + at_key.clone();
+                    known.values = known.values + at_value.clone();
+                    attention.attend(h, known, frame, layer)
+                }
+            };
             let out = block.after_attention(x.clone(), attended);
             let gradients = (out * g.load(&tracked)?).sum().backward();
             let of = |leaf: &Tensor<3>| leaf.grad(&gradients).expect("every leaf has a gradient");

@@ -74,18 +74,26 @@ pub fn judge<S: WeightSource>(
                 let attended = match attention {
                     Attention::Grouped(_) => attention.forward(h, &frame, layer, memory),
                     Attention::Latent(latent) => {
-                        let (k, v) = latent.project(h.clone(), &frame, layer, memory);
-                        sums[0].add(&k, &true_k);
-                        sums[1].add(&v, &true_v);
-                        latent.attend(h, k, v, &frame, layer)
+                        let known = latent.project(h.clone(), &frame, layer, memory);
+                        // Keys beside a shared one stand for something else than the donor's.
+                        if known.shared.is_none() {
+                            sums[0].add(&known.keys, &true_k);
+                        }
+                        sums[1].add(&known.values, &true_v);
+                        latent.attend(h, known, &frame, layer)
                     }
                 };
                 run.stream.replace(batch, StoredTensor::keep(scratch, block.after_attention(x, attended))?);
             }
         }
         for ((run, attention), [key, value]) in runs.iter_mut().zip(&attentions).zip(squares) {
-            let measured = MeasuredError { key: key.relative(), value: value.relative() };
-            run.errors.push(matches!(attention, Attention::Latent(_)).then_some(measured));
+            run.errors.push(match attention {
+                Attention::Grouped(_) => None,
+                Attention::Latent(latent) => Some(MeasuredError {
+                    key: latent.shared.is_none().then(|| key.relative()),
+                    value: value.relative(),
+                }),
+            });
         }
         observer.step(layer + 1);
     }

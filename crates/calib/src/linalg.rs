@@ -15,6 +15,9 @@ mod backend;
 mod backend;
 
 mod blocks;
+mod complex;
+
+pub use complex::{Complex, pair_moments};
 
 /// A dense f64 matrix, row-major.
 #[derive(Clone, Debug, PartialEq)]

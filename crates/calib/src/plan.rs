@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth};
+use mla_core::decoder::{AttentionKind, KeyForm, LatentConfig, LatentWidth, SharedKeyConfig};
+use mla_core::positions::RopeScaling;
 use mla_core::{CacheDtype, DecoderConfig};
 use serde::Serialize;
 
@@ -36,6 +37,27 @@ pub enum Method {
     },
     /// Layers that read the latents of those before them, and cache only what those do not tell.
     Cascade(Cascade),
+    /// One rotary key that all heads share, and one latent for values and the keys that are left, which are not rotated.
+    Deepseek(Deepseek),
+}
+
+/// Parameters of [`Method::Deepseek`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Deepseek {
+    /// Numbers a token of the shared key: an even number.
+    pub d_rope: usize,
+    /// How the shared key turns.
+    pub layout: KeyLayout,
+}
+
+/// How a shared key turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyLayout {
+    /// By the donor's frequencies, those that each layer misses most.
+    Free,
+    /// As DeepSeek's: by one series of frequencies, the same in every layer.
+    Deepseek,
 }
 
 /// Parameters of [`Method::Xkv`].
@@ -103,6 +125,40 @@ impl Cascade {
     }
 }
 
+impl Deepseek {
+    /// Whether a model's keys can be brought into this form.
+    fn check(self, config: &DecoderConfig, objective: Objective) -> Result<(), Error> {
+        let width = |expected: String| Err(Error::SharedKeyWidth { found: self.d_rope, expected });
+        let turning: Vec<_> = (0..config.n_layers()).filter_map(|layer| config.rope(layer)).collect();
+        let Some(least) = turning.iter().map(|rope| config.n_kv_heads * rope.d_rotary).min() else {
+            return Err(Error::SharedKey {
+                why: "the model has no rotary embedding; joint is this form for it",
+            });
+        };
+        if objective != Objective::Fisher {
+            return Err(Error::SharedKey { why: "it is chosen by the loss, and needs the objective fisher" });
+        }
+        if self.d_rope == 0 || self.d_rope % 2 == 1 || self.d_rope > least {
+            return width(format!("an even number from 2 to {least}, the rotary dimensions of all kv heads"));
+        }
+        if self.layout == KeyLayout::Free {
+            return Ok(());
+        }
+        let alike = turning.len() == config.n_layers() && turning.iter().all(|rope| *rope == turning[0]);
+        if !alike {
+            return Err(Error::SharedKey {
+                why: "the layout deepseek has one rotary embedding in all layers; free has not",
+            });
+        }
+        if turning[0].scaling != RopeScaling::None || turning[0].amplitude != 1.0 {
+            return Err(Error::SharedKey {
+                why: "the layout deepseek knows no scaled rotary embedding; free does",
+            });
+        }
+        Ok(())
+    }
+}
+
 impl Method {
     /// The name on the command line and in `config.json`.
     pub fn name(&self) -> &'static str {
@@ -112,6 +168,7 @@ impl Method {
             Method::Joint => "joint",
             Method::DecoupledRope { .. } => "decoupled_rope",
             Method::Cascade(_) => "cascade",
+            Method::Deepseek(_) => "deepseek",
         }
     }
 
@@ -136,6 +193,10 @@ impl Method {
                 format!("xkv g{}{skipped}", xkv.group_size)
             }
             Method::DecoupledRope { d_rope } => format!("decoupled_rope d{d_rope}"),
+            Method::Deepseek(Deepseek { d_rope, layout }) => {
+                let layout = if layout == KeyLayout::Deepseek { " series" } else { "" };
+                format!("deepseek d{d_rope}{layout}")
+            }
             Method::Cascade(cascade) => {
                 let group = cascade.group.map_or(String::new(), |group| format!(" stages of {group}"));
                 let how = match (cascade.latents, cascade.rounds) {
@@ -202,6 +263,7 @@ impl Plan {
                     return Err(Error::RopeWidth { found: d_rope, d_latent, paired });
                 }
             }
+            Method::Deepseek(deepseek) => deepseek.check(config, self.objective)?,
             Method::Cascade(cascade) => {
                 layers("cascade window", cascade.window, 0, n_layers - 1)?;
                 if let Some(group) = cascade.group {
@@ -212,15 +274,32 @@ impl Plan {
         Ok(())
     }
 
-    /// Numbers a token of K, and of V, if all were alike; of both together for `joint`.
+    /// Numbers a token of K, and of V, if all were alike; of both together for `joint`, and without the shared key for
+    /// `deepseek`.
     ///
     /// # Errors
     /// When the width is out of range.
     pub fn d_latent(&self, config: &DecoderConfig) -> Result<usize, Error> {
         let d_kv = match self.method {
-            Method::Joint => 2 * config.d_kv(),
+            Method::Joint | Method::Deepseek(_) => 2 * config.d_kv(),
             _ => config.d_kv(),
         };
+        let numbers = self.numbers(config, d_kv)?;
+        match (self.method, self.width) {
+            // The latent has what the shared key leaves of a ratio's numbers.
+            (Method::Deepseek(deepseek), Width::Ratio(_)) => {
+                let left = numbers.checked_sub(deepseek.d_rope).filter(|&left| left > 0);
+                left.ok_or(Error::SharedKeyWidth {
+                    found: deepseek.d_rope,
+                    expected: format!("below the {numbers} numbers a token that the ratio leaves"),
+                })
+            }
+            _ => Ok(numbers),
+        }
+    }
+
+    /// Numbers a token of a layer that had `d_kv`.
+    fn numbers(&self, config: &DecoderConfig, d_kv: usize) -> Result<usize, Error> {
         match self.width {
             // Written so that NaN is refused too.
             Width::Ratio(found) if !(1.0..=config.d_kv() as f64).contains(&found) => {
@@ -243,7 +322,10 @@ impl Plan {
         self.d_latent(config)?;
         Ok(match self.width {
             Width::Ratio(ratio) => ((2 * config.d_kv() * layers) as f64 / ratio + 1e-9) as usize,
-            Width::Fixed(d_latent) => 2 * d_latent * layers,
+            Width::Fixed(d_latent) => match self.method {
+                Method::Deepseek(deepseek) => (deepseek.d_rope + 2 * d_latent) * layers,
+                _ => 2 * d_latent * layers,
+            },
         })
     }
 }
@@ -265,6 +347,14 @@ pub fn uniform_latents(config: &DecoderConfig, method: Method, width: Width) -> 
     let latent = |layer: usize| match method {
         Method::Separate | Method::DecoupledRope { .. } => Some(LatentConfig::alone(layer, apart)),
         Method::Joint => Some(LatentConfig::alone(layer, LatentWidth::Joint { d_latent })),
+        // The pairs are not known before a measurement; how many there are is.
+        Method::Deepseek(deepseek) => Some(LatentConfig {
+            keys: match config.layers[layer].rope {
+                Some(rope) => KeyForm::Shared(SharedKeyConfig { rope, pairs: vec![0; deepseek.d_rope / 2] }),
+                None => KeyForm::Rotated,
+            },
+            ..LatentConfig::alone(layer, LatentWidth::Joint { d_latent })
+        }),
         Method::Xkv(_) => {
             let group = groups.iter().find(|group| group.contains(&layer))?;
             Some(LatentConfig { up_of: group.start, ..LatentConfig::alone(layer, apart) })

@@ -18,6 +18,9 @@ pub struct LayerReport {
     /// The latent of both.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub joint: Option<SpectrumReport>,
+    /// The predicted loss a token, under the metric, of the rotations that are given up beside a shared key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<f64>,
     /// What became of K and V on held-back text; `None` for a layer that keeps its attention, and where nothing was
     /// measured.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -40,8 +43,9 @@ pub struct SpectrumReport {
 /// The relative squared error of K and V in the converted model as it runs, `E‖K − K̂‖² / E‖K‖²`.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct MeasuredError {
-    /// Of keys, before RoPE.
-    pub key: f64,
+    /// Of keys, before RoPE; `None` where they are not rotated head by head, and so stand for something else than the donor's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<f64>,
     /// Of values.
     pub value: f64,
 }
@@ -92,6 +96,6 @@ impl LayerReport {
 
     /// The predicted loss of the layer.
     pub fn discarded(&self) -> f64 {
-        self.latents().map(|latent| latent.discarded).sum()
+        self.rotation.unwrap_or(0.0) + self.latents().map(|latent| latent.discarded).sum::<f64>()
     }
 }

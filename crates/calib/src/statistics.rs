@@ -4,6 +4,10 @@
 //! really receive; where a norm stands behind k_proj, those of the normed keys. Not centred: attention sinks make the mean anything but small, and centring measures far worse.
 //! Every method and every metric starts from them, so one sweep serves any number of plans.
 
+mod shared;
+
+pub(crate) use shared::SharedStatistics;
+
 use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
@@ -13,8 +17,10 @@ use crate::error::Error;
 use crate::gradient::{Fisher, FisherOptions, fisher};
 use crate::linalg::{Mat64, add_cross, add_gram};
 use crate::metric::{Metric, Objective, key_scores, value_outputs};
+use crate::plan::{Deepseek, Method};
 use crate::scratch::{Scratch, Stored, StoredMatrix};
 use crate::sweep::{Keep, Observer, Windows, host, sweep, widen};
+use shared::Weighed;
 
 /// What the plans to come will ask for.
 #[derive(Clone, Debug, PartialEq)]
@@ -31,6 +37,8 @@ pub struct Needs {
     /// its K and V harms every later token. Yet it is one token of a window's hundreds in a mean. Weighing it buys it a
     /// dimension or two of each latent, which is all it takes, since sinks look alike in every text.
     pub sink: f64,
+    /// Shared keys, of which each asks for a Fisher pass of its own behind that of the donor.
+    pub shared: Vec<Deepseek>,
 }
 
 /// Statistics of a donor, kept in a [`Scratch`].
@@ -40,6 +48,7 @@ pub struct Statistics {
     tokens: usize,
     scratch: Scratch,
     layers: Vec<LayerStatistics>,
+    shared: Vec<(Deepseek, SharedStatistics)>,
 }
 
 #[derive(Debug)]
@@ -48,6 +57,8 @@ struct LayerStatistics {
     moments: BTreeMap<usize, StoredMatrix>,
     /// What each window's first token adds to the layer's own moment, as rows `[windows, 2 · d_kv]`.
     firsts: Stored<f64>,
+    /// The mean key.
+    keys: Weighed,
     /// `Σ_{h∈g} E[q_h q_hᵀ]`, one kv head after the other.
     queries: Option<Stored<f64>>,
     fisher: Option<Fisher>,
@@ -81,6 +92,7 @@ impl Statistics {
             tokens: all.tokens(),
             scratch: scratch.clone(),
             layers: Vec::new(),
+            shared: Vec::new(),
             config: config.clone(),
         };
         observer.phase("statistics", config.n_layers());
@@ -128,6 +140,11 @@ impl Statistics {
             for (layer, fisher) in statistics.layers.iter_mut().zip(found) {
                 layer.fisher = Some(fisher);
             }
+            for &method in &needs.shared {
+                let text = shared::Text { windows, fisher: options, sink: needs.sink };
+                let of = SharedStatistics::gather(source, &statistics, method, text, device, observer)?;
+                statistics.shared.push((method, of));
+            }
         }
         Ok(statistics)
     }
@@ -166,9 +183,9 @@ impl Statistics {
             };
             let moments = BTreeMap::from([(layer, scratch.keep_matrix(moment)?)]);
             let firsts = scratch.keep(Vec::new())?;
-            layers.push(LayerStatistics { moments, firsts, queries, fisher: None });
+            layers.push(LayerStatistics { moments, firsts, keys: Weighed::default(), queries, fisher: None });
         }
-        Ok(Self { config, tokens: 0, scratch: scratch.clone(), layers })
+        Ok(Self { config, tokens: 0, scratch: scratch.clone(), layers, shared: Vec::new() })
     }
 
     /// The donor's graph.
@@ -197,17 +214,19 @@ impl Statistics {
         self.layers[i].moments[&j].load()
     }
 
-    /// `E[y yᵀ]` of a layer over all tokens but each window's first, which is an attention sink.
+    /// What a method's latents stand for.
     ///
-    /// # Errors
-    /// When the temporary file cannot be read.
-    pub(crate) fn typical_moment(&self, layer: usize) -> Result<Mat64, Error> {
-        let mut moment = self.moment(layer, layer)?;
-        let firsts = self.layers[layer].firsts.read()?;
-        let mut sum = Mat64::zeros(moment.rows, moment.cols);
-        add_cross(&mut sum, &firsts, &firsts);
-        moment.subtract(&sum);
-        Ok(moment)
+    /// # Panics
+    /// If the statistics were collected without the method's shared key.
+    pub(crate) fn targets(&self, method: &Method) -> Targets<'_> {
+        let shared = match method {
+            Method::Deepseek(deepseek) => {
+                let known = self.shared.iter().find(|(known, _)| known == deepseek);
+                Some(&known.expect("the shared key was asked for").1)
+            }
+            _ => None,
+        };
+        Targets { donor: self, shared }
     }
 
     /// The metrics of a layer's keys and values.
@@ -257,6 +276,80 @@ impl Statistics {
     }
 }
 
+/// What latents stand for: the donor's keys and values, or values and those keys that a shared key leaves.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Targets<'a> {
+    donor: &'a Statistics,
+    pub(crate) shared: Option<&'a SharedStatistics>,
+}
+
+impl<'a> Targets<'a> {
+    /// Those of the donor itself.
+    pub(crate) fn of_donor(donor: &'a Statistics) -> Self {
+        Self { donor, shared: None }
+    }
+
+    /// `E[y yᵀ]` of a layer for `y = [K; V]`.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be read.
+    pub(crate) fn moment(&self, layer: usize) -> Result<Mat64, Error> {
+        match self.shared {
+            None => self.donor.moment(layer, layer),
+            Some(shared) => shared.moment(layer),
+        }
+    }
+
+    /// `E[y yᵀ]` over all tokens but each window's first, which is an attention sink.
+    ///
+    /// # Errors
+    /// When the temporary file cannot be read.
+    pub(crate) fn typical_moment(&self, layer: usize) -> Result<Mat64, Error> {
+        let mut moment = self.moment(layer)?;
+        let firsts = match self.shared {
+            None => self.donor.layers[layer].firsts.read()?,
+            Some(shared) => shared.firsts(layer).read()?,
+        };
+        let mut sum = Mat64::zeros(moment.rows, moment.cols);
+        add_cross(&mut sum, &firsts, &firsts);
+        moment.subtract(&sum);
+        Ok(moment)
+    }
+
+    /// The metrics of a layer's keys and values.
+    ///
+    /// # Errors
+    /// As [`Statistics::metrics`].
+    pub(crate) fn metrics<S: WeightSource>(
+        &self,
+        source: &S,
+        objective: Objective,
+        layer: usize,
+        device: &Device,
+    ) -> Result<[Metric; 2], Error> {
+        match self.shared {
+            None => self.donor.metrics(source, objective, layer, device),
+            Some(shared) => shared.metrics(layer),
+        }
+    }
+
+    /// What makes `[K; V]` of that which a layer's latents are made of.
+    ///
+    /// # Errors
+    /// As [`stacked`].
+    pub(crate) fn stacked<S: WeightSource>(
+        &self,
+        source: &S,
+        layer: usize,
+        device: &Device,
+    ) -> Result<Mat64, Error> {
+        match self.shared {
+            None => stacked(source, layer, device),
+            Some(shared) => shared.stacked(source, layer, device),
+        }
+    }
+}
+
 /// What makes `[K; V]` of that which a layer's latents are made of: `[W_k; W_v]` for its input `h`, and for `[k̂; h]`, where
 /// keys are normed, the identity and `W_v` on the diagonal.
 ///
@@ -293,6 +386,7 @@ struct Gathering {
     outputs: BTreeMap<usize, Vec<Stored<f32>>>,
     /// Of the layer at hand, each window's first row.
     firsts: Vec<f64>,
+    keys: Weighed,
     queries: Option<Vec<Mat64>>,
     sink: f64,
 }
@@ -314,6 +408,7 @@ impl Gathering {
             heads,
             outputs: BTreeMap::new(),
             firsts: Vec::new(),
+            keys: Weighed { sum: vec![0.0; config.d_kv()], weight: 0.0 },
             queries,
             sink: needs.sink,
         }
@@ -324,6 +419,7 @@ impl Gathering {
             return Err(Error::AlreadyLatent { layer });
         };
         let (k, v) = attention.latent_targets(h.clone());
+        self.keys.add(&k, self.sink);
         let y = weigh_first(Tensor::cat(vec![k, v], 2), self.sink);
         if y.dims()[1] > 1 {
             self.firsts.extend(widen(&host(y.clone().narrow(1, 0, 1))));
@@ -361,7 +457,9 @@ impl Gathering {
         };
         let share = 1.0 / (tokens as f64).sqrt();
         let firsts = std::mem::take(&mut self.firsts).into_iter().map(|x| x * share).collect();
-        Ok(LayerStatistics { moments, firsts: scratch.keep(firsts)?, queries, fisher: None })
+        let empty = Weighed { sum: vec![0.0; self.d_kv], weight: 0.0 };
+        let keys = std::mem::replace(&mut self.keys, empty).mean(tokens);
+        Ok(LayerStatistics { moments, firsts: scratch.keep(firsts)?, keys, queries, fisher: None })
     }
 }
 

@@ -13,7 +13,7 @@ use mla_core::{DecoderConfig, Matrix, Slot, WeightSource};
 use crate::error::Error;
 use crate::factors::Factors;
 use crate::linalg::Mat64;
-use crate::plan::Plan;
+use crate::plan::{Method, Plan};
 use crate::ranks::{Ranks, Unit, within};
 use crate::scratch::Scratch;
 
@@ -32,7 +32,11 @@ pub fn ranks_of(
         Ranks::Global => {
             let units: Vec<Unit<'_>> =
                 spectra.iter().flatten().map(|spectrum| Unit { spectrum, cost: 1 }).collect();
-            within(&units, plan.budget(donor, spectra.len())?)?
+            let shared = match plan.method {
+                Method::Deepseek(deepseek) => deepseek.d_rope * spectra.len(),
+                _ => 0,
+            };
+            within(&units, plan.budget(donor, spectra.len())?.saturating_sub(shared))?
         }
     };
     let mut flat = flat.into_iter();

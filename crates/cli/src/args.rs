@@ -5,7 +5,9 @@ mod ranges;
 mod running;
 mod training;
 
-pub use factorising::{CalibrationArgs, Latents, Method, MethodArgs, Objective, Ranks, StatisticsArgs};
+pub use factorising::{
+    CalibrationArgs, Latents, Layout, Method, MethodArgs, Objective, Ranks, StatisticsArgs,
+};
 pub use running::{BenchArgs, CacheArgs, CacheDtype, EvalArgs, GenerateArgs, GuardArgs, MemoryArgs};
 pub use training::{Loss, Schedule, SettingArgs, TrainArgs};
 
@@ -228,9 +230,12 @@ pub struct CompareArgs {
     /// xkv: group sizes to compare [default: 4]
     #[arg(long, value_delimiter = ',', value_name = "LAYERS,…", value_parser = ranges::count())]
     pub cross_layer_group_size: Vec<usize>,
-    /// decoupled_rope: kept dimensions to compare [default: 64]
+    /// decoupled_rope, deepseek: kept dimensions to compare [default: 64]
     #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = ranges::count())]
     pub d_rope: Vec<usize>,
+    /// deepseek: layouts to compare [default: free]
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "LAYOUT,…")]
+    pub layout: Vec<Layout>,
     /// Types of cached numbers to compare [default: f32]
     #[arg(long, value_enum, value_delimiter = ',', value_name = "DTYPE,…")]
     pub cache_dtype: Vec<CacheDtype>,

@@ -113,6 +113,7 @@ pub fn write(
         }
         Method::Xkv(xkv) => section.group_size = Some(xkv.group_size),
         Method::DecoupledRope { d_rope } => section.d_rope = Some(d_rope),
+        Method::Deepseek(deepseek) => section.d_rope = Some(deepseek.d_rope),
         Method::Separate | Method::Joint => {}
     }
     let record = record(donor, request, calibration, conversion)?;

@@ -1,6 +1,6 @@
 //! From the command line to the plans that a conversion tries.
 
-use calib::{Cascade, Goal, Objective, Plan, Ranks, Width, Xkv};
+use calib::{Cascade, Deepseek, Goal, KeyLayout, Objective, Plan, Ranks, Width, Xkv};
 use mla_core::{CacheDtype, DecoderConfig};
 
 use crate::args::{self, CompareArgs, ConvertArgs, Method, MethodArgs, StatisticsArgs};
@@ -77,9 +77,22 @@ pub fn plans(
     let methods = methods(args, calibrated, config);
     let of = |method: &calib::Method| {
         let method = *method;
+        // Other engines know one rank for all layers.
+        let ranks = if is_series(&method) { &[Ranks::Uniform][..] } else { ranks };
         ranks.iter().map(move |&ranks| Plan { method, objective, ranks, width, cache })
     };
+    if args.ranks == Some(args::Ranks::Global) && methods.iter().any(is_series) {
+        return Err(UserError::Flag {
+            flag: "--ranks",
+            found: "global".into(),
+            expected: "uniform with --layout deepseek, which has one rank for all layers".into(),
+        });
+    }
     Ok(methods.iter().flat_map(of).collect())
+}
+
+fn is_series(method: &calib::Method) -> bool {
+    matches!(method, calib::Method::Deepseek(Deepseek { layout: KeyLayout::Deepseek, .. }))
 }
 
 /// How statistics are to be gathered.
@@ -129,7 +142,15 @@ pub fn combinations(
             for ranks in each(&args.ranks) {
                 for cascade in cascades(args, method) {
                     for cross_layer_group_size in only(Method::Xkv, &args.cross_layer_group_size) {
-                        for d_rope in only(Method::DecoupledRope, &args.d_rope) {
+                        let d_ropes = match method {
+                            Method::DecoupledRope | Method::Deepseek => each(&args.d_rope),
+                            _ => vec![None],
+                        };
+                        let layouts =
+                            if method == Method::Deepseek { each(&args.layout) } else { vec![None] };
+                        for (d_rope, layout) in
+                            d_ropes.into_iter().flat_map(|d| layouts.iter().map(move |&layout| (d, layout)))
+                        {
                             let one = MethodArgs {
                                 method,
                                 objective,
@@ -142,6 +163,7 @@ pub fn combinations(
                                 xkv_skip_early_layers: None,
                                 keep_early_layers_original: false,
                                 d_rope,
+                                layout,
                                 statistics: args.statistics.clone(),
                             };
                             for &dtype in &dtypes {
@@ -173,7 +195,8 @@ pub fn check_compared(args: &CompareArgs) -> Result<(), UserError> {
     let methods = compared(args, !args.calibration.no_calibration);
     let flags = [
         ("--cross-layer-group-size", Method::Xkv, args.cross_layer_group_size.is_empty()),
-        ("--d-rope", Method::DecoupledRope, args.d_rope.is_empty()),
+        ("--d-rope", or_decoupled(methods), args.d_rope.is_empty()),
+        ("--layout", Method::Deepseek, args.layout.is_empty()),
         ("--cascade-window", Method::Cascade, args.cascade_window.is_empty()),
         ("--cascade-latents", Method::Cascade, args.cascade_latents.is_empty()),
         ("--cascade-rounds", Method::Cascade, args.cascade_rounds.is_empty()),
@@ -185,6 +208,11 @@ pub fn check_compared(args: &CompareArgs) -> Result<(), UserError> {
         }
     }
     Ok(())
+}
+
+/// The method that has `--d-rope`, of two.
+fn or_decoupled(methods: &[Method]) -> Method {
+    if methods.contains(&Method::Deepseek) { Method::Deepseek } else { Method::DecoupledRope }
 }
 
 /// Each value, or nothing said once.
@@ -226,7 +254,13 @@ fn methods(args: &MethodArgs, calibrated: bool, config: &DecoderConfig) -> Vec<c
         keep_early_layers_original: args.keep_early_layers_original,
     });
     let decoupled = calib::Method::DecoupledRope { d_rope: args.d_rope.unwrap_or(D_ROPE) };
+    let layout = match args.layout {
+        Some(args::Layout::Deepseek) => KeyLayout::Deepseek,
+        Some(args::Layout::Free) | None => KeyLayout::Free,
+    };
+    let deepseek = |d_rope: usize| calib::Method::Deepseek(Deepseek { d_rope, layout });
     match args.method {
+        Method::Deepseek => vec![deepseek(args.d_rope.unwrap_or(D_ROPE))],
         Method::Separate => vec![calib::Method::Separate],
         Method::Xkv => vec![xkv],
         Method::Joint => vec![calib::Method::Joint],
@@ -255,7 +289,8 @@ pub fn check_flags(args: &MethodArgs) -> Result<(), UserError> {
         ("--cross-layer-group-size", Method::Xkv, args.cross_layer_group_size.is_some()),
         ("--xkv-skip-early-layers", Method::Xkv, args.xkv_skip_early_layers.is_some()),
         ("--keep-early-layers-original", Method::Xkv, args.keep_early_layers_original),
-        ("--d-rope", Method::DecoupledRope, args.d_rope.is_some()),
+        ("--d-rope", or_decoupled(&[args.method]), args.d_rope.is_some()),
+        ("--layout", Method::Deepseek, args.layout.is_some()),
         ("--cascade-window", Method::Cascade, args.cascade_window.is_some()),
         ("--cascade-group", Method::Cascade, args.cascade_group.is_some()),
         ("--cascade-latents", Method::Cascade, args.cascade_latents.is_some()),
@@ -280,5 +315,6 @@ fn name(method: Method) -> &'static str {
         Method::Joint => "joint",
         Method::DecoupledRope => "decoupled_rope",
         Method::Cascade => "cascade",
+        Method::Deepseek => "deepseek",
     }
 }

@@ -1,9 +1,11 @@
 //! A converted folder at a larger ratio: the ranks that a conversion would have given it, by the record beside it.
 
 use calib::{
-    DEFAULT_MEMORY_BYTES, Factors, Method, Objective, Plan, Ranks, Scratch, Width, ranks_of, truncate,
+    DEFAULT_MEMORY_BYTES, Deepseek, Factors, KeyLayout, Method, Objective, Plan, Ranks, Scratch, Width,
+    ranks_of, truncate,
 };
 use handlers::Model;
+use mla_core::decoder::LatentConfig;
 use mla_core::{CacheDtype, DecoderConfig, WeightSource};
 use serde_json::Value;
 
@@ -30,6 +32,10 @@ pub fn shorter(session: &Session, model: &Model, ratio: f64) -> anyhow::Result<F
     }
     let method = match record["method"].as_str() {
         Some("joint") => Method::Joint,
+        Some("deepseek") => Method::Deepseek(Deepseek {
+            d_rope: config.latent(0).map_or(0, LatentConfig::d_rope),
+            layout: KeyLayout::Free,
+        }),
         // Its W_up begins with dimensions of W_k as they were, not with those that prevent most.
         Some("decoupled_rope") => return Err(calib::Error::NotNested { layer: 0 }.into()),
         _ => Method::Separate,

@@ -37,7 +37,7 @@ pub use error::Error;
 pub use folder::{FolderPlan, Written, write_folder};
 pub use generation::GenerationConfig;
 pub use lfs::is_lfs_pointer;
-pub use mla::{LayerRanks, MlaSection};
+pub use mla::{LayerRanks, MlaSection, SharedRope};
 pub use model::{Model, read_config};
 pub use notes::left_over;
 pub use output::{Existing, Output};

@@ -7,7 +7,8 @@ mod tensors;
 
 pub use ranks::LayerRanks;
 
-use mla_core::decoder::{AttentionKind, LatentWidth};
+use mla_core::decoder::{AttentionKind, LatentWidth, PositionKind};
+use mla_core::positions::RopeConfig;
 use mla_core::{CacheDtype, DecoderConfig};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -16,7 +17,7 @@ use crate::config_json::ConfigJson;
 use crate::error::Error;
 
 /// The `mla` section of `config.json`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MlaSection {
     /// Layout of this section; readers refuse one they do not know.
     pub version: u32,
@@ -33,6 +34,9 @@ pub struct MlaSection {
     /// Layers that share one `W_up` (xKV). A record: the entries of `layers` say whose is used.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub group_size: Option<usize>,
+    /// The rotary embedding that shared keys turn by, where it is not one of the donor's: it follows those in their list.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shared_rope: Option<SharedRope>,
     /// Rotary dimensions of K and V that were kept as they are (decoupled RoPE). A record.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub d_rope: Option<usize>,
@@ -44,6 +48,25 @@ pub struct MlaSection {
     /// Whether the original `W_k` and `W_v` are stored too.
     #[serde(default)]
     pub store_original_weights: bool,
+}
+
+/// The rotary embedding that only shared keys turn by.
+fn shared_rope(config: &DecoderConfig) -> Option<SharedRope> {
+    let mut turning = (0..config.n_layers()).filter_map(|layer| config.latent(layer)?.shared_key());
+    let own = |rope: usize| config.layers.iter().any(|layer| layer.rope == Some(rope));
+    let added = turning.find(|shared| !own(shared.rope))?;
+    let rope = config.ropes().get(added.rope)?;
+    Some(SharedRope { theta: rope.theta, d_rotary: rope.d_rotary })
+}
+
+/// A rotary embedding without scaling.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SharedRope {
+    /// Base of the geometric series of frequencies.
+    pub theta: f64,
+    /// Dimensions that it turns: an even number.
+    pub d_rotary: usize,
 }
 
 impl MlaSection {
@@ -65,6 +88,7 @@ impl MlaSection {
             window: None,
             group: None,
             group_size: None,
+            shared_rope: shared_rope(config),
             d_rope: None,
             cache_dtype: (config.cache_dtype != CacheDtype::F32)
                 .then(|| config.cache_dtype.name().to_owned()),
@@ -103,8 +127,15 @@ impl MlaSection {
             let expected = CacheDtype::ALL.map(CacheDtype::name).join(", ");
             return Err(json.bad("mla.cache_dtype", expected, &value["cache_dtype"]));
         }
+        if let Some(SharedRope { theta, d_rotary }) = section.shared_rope
+            && !(theta.is_finite() && theta > 0.0 && (2..=d_kv).contains(&d_rotary) && d_rotary % 2 == 0)
+        {
+            let expected = format!("a positive theta, and an even d_rotary from 2 to d_kv = {d_kv}");
+            return Err(json.bad("mla.shared_rope", expected, &value["shared_rope"]));
+        }
         for layer in 0..config.n_layers() {
-            if let Some(expected) = section.fault(layer, d_kv) {
+            let fault = section.fault(layer, d_kv).or_else(|| section.shared_fault(layer, config));
+            if let Some(expected) = fault {
                 return Err(json.bad(&format!("mla.layers[{layer}]"), expected, &value["layers"][layer]));
             }
         }
@@ -146,8 +177,36 @@ impl MlaSection {
         }
     }
 
+    /// What a layer's shared key should be and is not.
+    fn shared_fault(&self, layer: usize, donor: &DecoderConfig) -> Option<String> {
+        let ranks = self.layers[layer].as_ref()?;
+        let shared = ranks.shared.as_ref()?;
+        if !matches!(ranks.width, LatentWidth::Joint { .. })
+            || ranks.reads_from.is_some()
+            || ranks.up_of.is_some()
+        {
+            return Some("a shared key beside one latent of its own for keys and values".into());
+        }
+        let more = self.shared_rope.map(|rope| rope.d_rotary);
+        let mut turned = donor.ropes().iter().map(|rope| rope.d_rotary).chain(more);
+        let Some(d_rotary) = turned.nth(shared.rope) else {
+            return Some("a shared key of one of the model's rotary embeddings".into());
+        };
+        let (most, half) = (donor.d_kv() / 2, d_rotary / 2);
+        if shared.pairs.is_empty() || shared.pairs.len() > most {
+            return Some(format!("a shared key of 1 to {most} pairs"));
+        }
+        let beyond = shared.pairs.iter().any(|&pair| pair >= half);
+        beyond.then(|| format!("pairs below {half}, the rotary embedding's"))
+    }
+
     /// The donor's graph with this section's attention.
     pub fn apply(&self, mut config: DecoderConfig) -> DecoderConfig {
+        if let (Some(SharedRope { theta, d_rotary }), PositionKind::Rope(ropes)) =
+            (self.shared_rope, &mut config.position)
+        {
+            ropes.push(RopeConfig::plain(theta, d_rotary));
+        }
         for (layer, (place, ranks)) in config.layers.iter_mut().zip(&self.layers).enumerate() {
             if let Some(ranks) = ranks {
                 place.attention = AttentionKind::Latent(ranks.latent(layer));

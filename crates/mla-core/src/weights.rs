@@ -61,6 +61,11 @@ pub enum LayerSlot {
     DownJoint,
     /// `[W_uk; W_uv]` stacked, `[2 · d_kv, d_latent]`, orthonormal columns as a whole.
     UpJoint,
+    /// `[d_rope, d_model]`, or behind a norm of keys `[d_rope, d_kv]`: to the rotated key that all heads share; its bias `[d_rope]`.
+    /// Where there is one, the bias of [`Key`](Self::Key) is that of the keys which are not rotated.
+    DownShared(Part),
+    /// `[d_kv, d_rope]`: what each kv head's queries read of the shared key.
+    UpShared,
     /// `[d_latent_k, d_latent_k]`: takes the latent to the basis in which it is quantised (see `decoder::basis`).
     BalanceKey,
     /// `[d_latent_v, d_latent_v]`: takes the latent to the basis in which it is quantised.

@@ -190,9 +190,9 @@ impl Tape<'_> {
         let h = block.attention_input(x.clone());
         let (attended, mismatch) = match &block.attention {
             Attention::Latent(attention) => {
-                let (k, v) = attention.project(h.clone(), &self.frame, layer, &mut memory);
-                let mismatch = self.mismatch(layer, &h, [&k, &v]);
-                (attention.attend(h, k, v, &self.frame, layer), mismatch)
+                let known = attention.project(h.clone(), &self.frame, layer, &mut memory);
+                let mismatch = self.mismatch(layer, &h, [&known.keys, &known.values]);
+                (attention.attend(h, known, &self.frame, layer), mismatch)
             }
             Attention::Grouped(attention) => {
                 let (k, v) = attention.project(h.clone());

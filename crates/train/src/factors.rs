@@ -4,13 +4,13 @@ use std::collections::{HashMap, HashSet};
 
 use burn::module::{Module, ModuleMapper, Param, ParamId};
 use burn::tensor::Tensor;
-use mla_core::decoder::LatentPart;
+use mla_core::decoder::{LatentPart, Serves};
 use mla_core::{Attention, Decoder, DecoderConfig, LayerSlot, Slot};
 
 /// What a matrix has to obey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Constraint {
-    /// Nothing: `W_down` and cascade's cross terms.
+    /// Nothing: `W_down`, what makes a shared key, and cascade's cross terms.
     Free,
     /// Orthonormal columns: `W_up`. As burn multiplies it, `[d_latent, d_kv]`, those are rows.
     Orthonormal,
@@ -67,7 +67,10 @@ pub fn trainable(config: &DecoderConfig) -> usize {
         };
         let parts: usize = latent.width.parts().into_iter().map(part).sum();
         let cross: usize = config.cross_columns(layer).into_iter().flatten().sum();
-        Some(parts + config.d_kv() * cross)
+        // The shared key reads what keys are made of.
+        let keys = LatentPart { serves: Serves::Keys, width: 0 };
+        let shared = latent.d_rope() * config.read_by(layer, keys).len();
+        Some(parts + shared + config.d_kv() * cross)
     };
     (0..config.n_layers()).filter_map(of_layer).sum()
 }

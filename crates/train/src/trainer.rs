@@ -39,6 +39,12 @@ pub enum TrainError {
         /// The loss.
         loss: &'static str,
     },
+    /// A loss that compares keys with the donor's, of a model whose keys stand for something else.
+    #[error("the loss {loss} compares keys, and those beside a shared key are not the donor's")]
+    SharedKeys {
+        /// The loss.
+        loss: &'static str,
+    },
     /// A teacher of another vocabulary.
     #[error("the teacher has a vocabulary of {teacher} tokens, the model one of {student}")]
     Vocabulary {
@@ -82,6 +88,7 @@ impl TrainError {
             TrainError::NeedsOriginals { .. } => {
                 "convert with --store-original-weights, or name the donor with --teacher"
             }
+            TrainError::SharedKeys { .. } => "take --loss kl, with the donor as --teacher",
             TrainError::Vocabulary { .. } => "take the donor as the teacher",
             TrainError::OtherShape { .. } => "take the donor as the teacher",
             TrainError::NotFinite { .. } => {
@@ -209,6 +216,10 @@ impl<'a> Trainer<'a> {
             if teacher != student {
                 return Err(TrainError::Vocabulary { teacher, student });
             }
+        }
+        let shared = |layer: usize| student.config().latent(layer).is_some_and(|l| l.shared_key().is_some());
+        if objective.needs_originals() && (0..student.config().n_layers()).any(shared) {
+            return Err(TrainError::SharedKeys { loss: objective.name() });
         }
         if objective.needs_originals() && sources.originals.is_none() {
             return Err(TrainError::NeedsOriginals { loss: objective.name() });

@@ -5,6 +5,7 @@
 
 mod cascade;
 mod decoupled_rope;
+mod deepseek;
 mod joint;
 mod separate;
 mod sequential;
@@ -95,11 +96,13 @@ pub fn fit<S: WeightSource>(
         Method::Xkv(xkv) => xkv::fit(&job, xkv, observer),
         Method::Joint => joint::fit(&job, observer),
         Method::DecoupledRope { d_rope } => decoupled_rope::fit(&job, d_rope, observer),
+        Method::Deepseek(_) => deepseek::fit(&job, observer),
         // Nothing to read: the innovation is K and V themselves.
         Method::Cascade(cascade) if cascade.window == 0 => separate::fit(&job, observer),
         Method::Cascade(cascade) => cascade::fit(&job, cascade, observer),
     }?;
-    fitted.noise = balance(&mut fitted.factors, source, statistics, plan.objective, device)?;
+    let targets = statistics.targets(&plan.method);
+    fitted.noise += balance(&mut fitted.factors, source, targets, plan.objective, device)?;
     fitted.factors.set_cache_dtype(plan.cache);
     Ok(fitted)
 }

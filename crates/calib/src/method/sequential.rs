@@ -29,7 +29,7 @@ const RIDGE: f64 = 1e-6;
 /// Fits the decoders of a conversion again. `sink` weighs each window's first token, as in the statistics.
 ///
 /// # Errors
-/// When layers share a `W_up`, or the source or the temporary file fails.
+/// When layers share a `W_up`, a layer has a shared key, or the source or the temporary file fails.
 pub fn refit<S: WeightSource>(
     source: &S,
     factors: &Factors,
@@ -43,6 +43,10 @@ pub fn refit<S: WeightSource>(
     let shared = |&layer: &usize| config.latent(layer).is_some_and(|latent| latent.up_of != layer);
     if let Some(layer) = (0..config.n_layers()).find(shared) {
         return Err(Error::SharedBasis { layer });
+    }
+    let beside = |layer: usize| config.latent(layer).is_some_and(|latent| latent.shared_key().is_some());
+    if (0..config.n_layers()).any(beside) {
+        return Err(Error::SharedKey { why: "keys beside a shared one stand for no keys of the donor's" });
     }
     let windows = Windows::new(windows);
     let frame = frame(donor, &Padding::none(1), windows.length(), device);

@@ -80,6 +80,12 @@ pub fn methods(n_layers: usize) -> Vec<Method> {
     ]
 }
 
+/// All that any plan needs but a shared key.
+pub fn needs(sizes: &Sizes) -> Needs {
+    let fisher = Some(sampled(sizes.seed));
+    Needs { window: sizes.n_layers, queries: true, fisher, sink: SINK, shared: Vec::new() }
+}
+
 /// A model and all that any plan needs to know of it.
 pub struct Bench {
     pub model: WeightMap,
@@ -90,9 +96,7 @@ pub struct Bench {
 impl Bench {
     pub fn new(sizes: &Sizes) -> Self {
         let (model, windows) = (sizes.model(), sizes.text(WINDOWS, LENGTH, 1));
-        let needs =
-            Needs { window: sizes.n_layers, queries: true, fisher: Some(sampled(sizes.seed)), sink: SINK };
-        let statistics = Statistics::of_text(&model, &windows, &needs, &device(), &scratch(), &mut ());
+        let statistics = Statistics::of_text(&model, &windows, &needs(sizes), &device(), &scratch(), &mut ());
         Self { statistics: statistics.expect("statistics"), model, windows }
     }
 

@@ -14,7 +14,7 @@ use crate::bench::{device, gap, host, logits, scratch};
 use crate::models::{Sizes, Style, VOCAB, of, sizes};
 
 fn fisher(model: &WeightMap, windows: &[Vec<u32>], options: FisherOptions) -> Vec<[Mat64; 2]> {
-    let needs = Needs { window: 0, queries: false, fisher: Some(options), sink: 0.6 };
+    let needs = Needs { window: 0, queries: false, fisher: Some(options), sink: 0.6, shared: Vec::new() };
     let found =
         Statistics::of_text(model, windows, &needs, &device(), &scratch(), &mut ()).expect("statistics");
     let layers = 0..WeightMap::config(model).n_layers();
@@ -115,7 +115,7 @@ fn a_pass_without_draws_text_or_enough_labels_is_refused() {
     let sizes = of(Style::Rotary, 2, 3);
     let (model, labels) = (sizes.model(), labels(&sizes, 6));
     let refused = |text: &[Vec<u32>], options: FisherOptions| {
-        let needs = Needs { window: 0, queries: false, fisher: Some(options), sink: 0.6 };
+        let needs = Needs { window: 0, queries: false, fisher: Some(options), sink: 0.6, shared: Vec::new() };
         let error = Statistics::of_text(&model, text, &needs, &device(), &scratch(), &mut ());
         error.expect_err("too little").to_string()
     };

@@ -7,6 +7,7 @@
 
 mod bench;
 mod choice;
+mod deepseek;
 mod exact;
 mod factors;
 mod fisher;

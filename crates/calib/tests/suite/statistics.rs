@@ -13,7 +13,8 @@ use crate::bench::{
 use crate::models::{Sizes, Style, of, sizes};
 
 fn gather(sizes: &Sizes, scratch: &Scratch, seed: u64) -> Statistics {
-    let needs = Needs { window: 2, queries: true, fisher: Some(sampled(seed)), sink: SINK };
+    let needs =
+        Needs { window: 2, queries: true, fisher: Some(sampled(seed)), sink: SINK, shared: Vec::new() };
     Statistics::of_text(&sizes.model(), &sizes.text(WINDOWS, LENGTH, 1), &needs, &device(), scratch, &mut ())
         .expect("statistics")
 }

@@ -64,9 +64,13 @@ pub struct MethodArgs {
     /// xkv: keep the attention of those layers as it is
     #[arg(long, requires = "xkv_skip_early_layers")]
     pub keep_early_layers_original: bool,
-    /// decoupled_rope: dimensions of K, and of V, that are kept as they are [default: 64]
+    /// decoupled_rope: dimensions of K, and of V, that are kept as they are [default: 64]; deepseek: numbers a token of the
+    /// rotated key that all heads share [default: the best of some, by measurement]
     #[arg(long, value_name = "N", value_parser = ranges::count())]
     pub d_rope: Option<usize>,
+    /// deepseek: how the shared key turns [default: free]
+    #[arg(long, value_enum, value_name = "LAYOUT")]
+    pub layout: Option<Layout>,
     /// How statistics are gathered
     #[command(flatten)]
     pub statistics: StatisticsArgs,
@@ -113,6 +117,17 @@ pub enum Method {
     DecoupledRope,
     /// Layers read the latents of those before them and cache only what is new.
     Cascade,
+    /// One rotated key that all heads share and one latent, DeepSeek's form: the cheapest to decode.
+    Deepseek,
+}
+
+/// How a key that all heads share turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Layout {
+    /// As each layer misses most: for shrink.
+    Free,
+    /// By one series of frequencies in all layers, with ranks that are the same: for other engines.
+    Deepseek,
 }
 
 /// What factors minimise.

@@ -71,6 +71,15 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         }
         .into());
     }
+    if args.sequential && args.method.method == Method::Deepseek {
+        return Err(UserError::Flag {
+            flag: "--sequential",
+            found: "given with --method deepseek".into(),
+            expected: "another method: its keys stand for no keys of the donor's that could be fitted to"
+                .into(),
+        }
+        .into());
+    }
     if args.method.method == Method::Auto {
         session.ui.note(&format!(
             "attention: {} ({} kv heads for {} query heads)",

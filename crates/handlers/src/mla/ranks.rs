@@ -1,13 +1,14 @@
 //! One layer's entry of the `mla` section.
 
-use mla_core::decoder::{LatentConfig, LatentWidth};
+use mla_core::decoder::{KeyForm, LatentConfig, LatentWidth, SharedKeyConfig};
 use serde::{Deserialize, Serialize};
 
 /// The latents of one layer as `config.json` has them.
 ///
 /// `{"d_latent_k": 12, "d_latent_v": 27}`, or `{"d_latent": 39}` for one latent of both; with `"up_of": 4` where the layer
-/// uses the `W_up` of layer 4, `"reads_from": 2` where it reads the latents of layers 2 to its own (cross terms), and
-/// `"balanced": true` where the basis for quantising is stored.
+/// uses the `W_up` of layer 4, `"reads_from": 2` where it reads the latents of layers 2 to its own (cross terms),
+/// `"balanced": true` where the basis for quantising is stored, and `"shared": {"rope": 0, "pairs": [0, 0, 1]}` where all heads
+/// share a rotated key of three pairs, which turn as those pairs of the model's rotary embedding 0 do.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Fields", into = "Fields")]
 pub struct LayerRanks {
@@ -19,19 +20,23 @@ pub struct LayerRanks {
     pub reads_from: Option<usize>,
     /// Whether the basis is stored in which the latent is best quantised.
     pub balanced: bool,
+    /// The rotated key that all heads share, where there is one.
+    pub shared: Option<SharedKeyConfig>,
 }
 
 impl LayerRanks {
     /// The entry of a layer.
     pub fn new(layer: usize, latent: &LatentConfig) -> Self {
         let up_of = Some(latent.up_of).filter(|&leader| leader != layer);
-        Self { width: latent.width, up_of, reads_from: latent.reads_from, balanced: latent.balanced }
+        let shared = latent.shared_key().cloned();
+        Self { width: latent.width, up_of, reads_from: latent.reads_from, balanced: latent.balanced, shared }
     }
 
     /// What a layer with this entry caches and reads.
     pub fn latent(&self, layer: usize) -> LatentConfig {
-        let Self { width, up_of, reads_from, balanced } = *self;
-        LatentConfig { width, up_of: up_of.unwrap_or(layer), reads_from, balanced }
+        let Self { width, up_of, reads_from, balanced, ref shared } = *self;
+        let keys = shared.clone().map_or(KeyForm::Rotated, KeyForm::Shared);
+        LatentConfig { width, up_of: up_of.unwrap_or(layer), reads_from, balanced, keys }
     }
 }
 
@@ -51,6 +56,15 @@ struct Fields {
     reads_from: Option<usize>,
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     balanced: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    shared: Option<Shared>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Shared {
+    rope: usize,
+    pairs: Vec<usize>,
 }
 
 impl TryFrom<Fields> for LayerRanks {
@@ -62,7 +76,9 @@ impl TryFrom<Fields> for LayerRanks {
             (None, None, Some(d_latent)) => LatentWidth::Joint { d_latent },
             _ => return Err("a layer has d_latent_k and d_latent_v, or d_latent alone"),
         };
-        Ok(Self { width, up_of: fields.up_of, reads_from: fields.reads_from, balanced: fields.balanced })
+        let shared = fields.shared.map(|Shared { rope, pairs }| SharedKeyConfig { rope, pairs });
+        let Fields { up_of, reads_from, balanced, .. } = fields;
+        Ok(Self { width, up_of, reads_from, balanced, shared })
     }
 }
 
@@ -72,8 +88,9 @@ impl From<LayerRanks> for Fields {
             LatentWidth::Split { d_latent_k, d_latent_v } => (Some(d_latent_k), Some(d_latent_v), None),
             LatentWidth::Joint { d_latent } => (None, None, Some(d_latent)),
         };
-        let LayerRanks { up_of, reads_from, balanced, .. } = ranks;
-        Self { d_latent_k, d_latent_v, d_latent, up_of, reads_from, balanced }
+        let LayerRanks { up_of, reads_from, balanced, shared, .. } = ranks;
+        let shared = shared.map(|SharedKeyConfig { rope, pairs }| Shared { rope, pairs });
+        Self { d_latent_k, d_latent_v, d_latent, up_of, reads_from, balanced, shared }
     }
 }
 
@@ -99,6 +116,13 @@ mod tests {
             (
                 LatentConfig { balanced: true, ..LatentConfig::alone(2, joint) },
                 r#"{"d_latent":8,"balanced":true}"#,
+            ),
+            (
+                LatentConfig {
+                    keys: KeyForm::Shared(SharedKeyConfig { rope: 1, pairs: vec![0, 0, 3] }),
+                    ..LatentConfig::alone(2, joint)
+                },
+                r#"{"d_latent":8,"shared":{"rope":1,"pairs":[0,0,3]}}"#,
             ),
         ] {
             let ranks = LayerRanks::new(2, &latent);

@@ -13,7 +13,8 @@ impl MlaSection {
     /// `w_up` where it has one latent for both; cross terms are `w_cross_k`, `w_cross_v`; the bases for quantising are
     /// `w_balance_k`, `w_balance_v` or `w_balance`; all are `[d_out, d_in]`. A layer
     /// that uses another's `W_up` stores none. Where the originals were part of a fused tensor, `W_q` moves to
-    /// `….mla.w_q`; fused biases stay. Where keys are normed, `W_k` and its norm stay.
+    /// `….mla.w_q`; fused biases stay. Where keys are normed, `W_k` and its norm stay. A key that all heads share is
+    /// `w_down_shared`, `w_up_shared`, and where keys have a bias `b_down_shared`; then `b_k` is what is left of the keys' own.
     pub fn tensors(&self, donor: &[TensorSpec], config: &DecoderConfig) -> Vec<TensorSpec> {
         let config = self.apply(config.donor());
         let mut specs = Vec::with_capacity(donor.len());
@@ -27,6 +28,7 @@ impl MlaSection {
             let replaced = latent.map(|latent| match slot {
                 LayerSlot::Key(Part::Weight) => self.in_place_of_key(&config, layer, latent, fused),
                 LayerSlot::Value(Part::Weight) => self.in_place_of_value(&config, layer, latent),
+                LayerSlot::Key(Part::Bias) => biases(&config, layer, latent),
                 LayerSlot::Query(Part::Weight) if fused => {
                     vec![("w_q", slot, [config.n_heads * config.d_head, config.d_model])]
                 }
@@ -41,7 +43,11 @@ impl MlaSection {
             }
             let module = module_of(&spec.key);
             specs.extend(replaced.into_iter().map(|(name, slot, [d_out, d_in])| {
-                TensorSpec::matrix(format!("{module}.mla.{name}"), Slot::Layer(layer, slot), d_out, d_in)
+                let (key, slot) = (format!("{module}.mla.{name}"), Slot::Layer(layer, slot));
+                match d_in {
+                    VECTOR => TensorSpec::vector(key, slot, d_out),
+                    _ => TensorSpec::matrix(key, slot, d_out, d_in),
+                }
             }));
         }
         specs
@@ -57,6 +63,12 @@ impl MlaSection {
         let first = latent.width.parts().into_iter().find(|part| part.serves != Serves::Values);
         let mut named: Vec<_> =
             first.into_iter().flat_map(|part| factors(config, layer, latent, part)).collect();
+        if let Some(shared) = latent.shared_key() {
+            let (d_rope, read) = (shared.d_rope(), LatentPart { serves: Serves::Keys, width: 0 });
+            let read = config.read_by(layer, read).len();
+            named.push(("w_down_shared", LayerSlot::DownShared(Part::Weight), [d_rope, read]));
+            named.push(("w_up_shared", LayerSlot::UpShared, [config.d_kv(), d_rope]));
+        }
         if let Some([columns, _]) = config.cross_columns(layer) {
             named.push(("w_cross_k", LayerSlot::CrossKey, [config.d_kv(), columns]));
         }
@@ -94,8 +106,23 @@ fn factors(config: &DecoderConfig, layer: usize, latent: &LatentConfig, part: La
     named
 }
 
-/// A tensor's name in the attention module, what it is, and `[d_out, d_in]`.
+/// What stands in the place of the bias of keys.
+fn biases(config: &DecoderConfig, layer: usize, latent: &LatentConfig) -> Vec<Named> {
+    match latent.shared_key() {
+        // A bias before a norm is in the normed key already.
+        Some(shared) if config.layers[layer].qk_norm.is_none() => vec![
+            ("b_down_shared", LayerSlot::DownShared(Part::Bias), [shared.d_rope(), VECTOR]),
+            ("b_k", LayerSlot::Key(Part::Bias), [config.d_kv(), VECTOR]),
+        ],
+        _ => Vec::new(),
+    }
+}
+
+/// A tensor's name in the attention module, what it is, and `[d_out, d_in]`; of a vector, `[len, VECTOR]`.
 type Named = (&'static str, LayerSlot, [usize; 2]);
+
+/// No matrix has inputs of that number.
+const VECTOR: usize = 0;
 
 /// The attention module of a projection: `model.layers.3.self_attn` of `model.layers.3.self_attn.k_proj.weight`.
 fn module_of(key: &str) -> &str {

@@ -2,7 +2,7 @@
 
 use burn::tensor::Device;
 use handlers::{MlaSection, Model};
-use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth, LayerConfig};
+use mla_core::decoder::{AttentionKind, KeyForm, LatentConfig, LatentWidth, LayerConfig, SharedKeyConfig};
 use mla_core::{DecoderConfig, LayerSlot, Matrix, Part, Slot, WeightMap, WeightSource};
 
 /// Latents as wide as K and V in the layers that `latent` picks: `W_down = W`, or of normed keys I, and `W_up = I`, which is
@@ -47,6 +47,75 @@ pub fn exact_joint(model: &Model) -> WeightMap {
         map.insert_layer(layer, LayerSlot::UpJoint, identity(2 * d_kv));
     }
     map
+}
+
+/// [`exact_joint`] beside a shared key that holds every dimension that turns: the heads' pairs one after the other, `W_ur` the
+/// permutation that brings them back, and in the latent the keys that do not turn.
+pub fn exact_shared(model: &Model) -> WeightMap {
+    let mut map = exact_joint(model);
+    let mut config = map.config().clone();
+    let donor = model.config();
+    let (d_kv, d_head) = (donor.d_kv(), donor.d_head);
+    for layer in 0..donor.n_layers() {
+        let Some(rope) = donor.rope(layer) else { continue };
+        let half = rope.d_rotary / 2;
+        let AttentionKind::Latent(latent) = &mut config.layers[layer].attention else { continue };
+        let pairs: Vec<usize> = (0..donor.n_kv_heads).flat_map(|_| 0..half).collect();
+        let d_rope = 2 * pairs.len();
+        // The dimension of K that a number of the shared key is.
+        let dimension = |number: usize| {
+            let (pair, second) = (number % pairs.len(), number / pairs.len());
+            pair / half * d_head + pair % half + second * half
+        };
+        let turns: Vec<bool> =
+            (0..d_kv).map(|place| (0..d_rope).any(|number| dimension(number) == place)).collect();
+        let (rope, shared) = (donor.layers[layer].rope.expect("it turns"), pairs.clone());
+        latent.keys = KeyForm::Shared(SharedKeyConfig { rope, pairs: shared });
+        let slot = |slot| Slot::Layer(layer, slot);
+        let rows_of = |matrix: &Matrix| {
+            let row = |number: usize| matrix.data[dimension(number) * matrix.cols..][..matrix.cols].to_vec();
+            Matrix::new(d_rope, matrix.cols, (0..d_rope).flat_map(row).collect())
+        };
+        let normed = donor.layers[layer].qk_norm.is_some();
+        let keys = if normed { identity(d_kv) } else { weight(model, slot(LayerSlot::Key(Part::Weight))) };
+        map.insert(slot(LayerSlot::DownShared(Part::Weight)), rows_of(&keys));
+        map.insert(slot(LayerSlot::UpShared), rows_of(&identity(d_kv)).transpose());
+        if donor.biases.qkv && !normed {
+            let bias = model.vector(slot(LayerSlot::Key(Part::Bias)), &Device::default()).expect("a bias");
+            let bias: Vec<f32> = bias.into_data().iter().collect();
+            let turned = (0..d_rope).map(|number| bias[dimension(number)]).collect();
+            let left = bias.iter().zip(&turns).map(|(&x, &turns)| if turns { 0.0 } else { x }).collect();
+            map.insert(slot(LayerSlot::DownShared(Part::Bias)), Matrix::new(1, d_rope, turned));
+            map.insert(slot(LayerSlot::Key(Part::Bias)), Matrix::new(1, d_kv, left));
+        }
+        let mut down = map.get(slot(LayerSlot::DownJoint)).expect("a joint latent").clone();
+        for (row, _) in turns.iter().enumerate().filter(|(_, turns)| **turns) {
+            down.data[row * down.cols..(row + 1) * down.cols].fill(0.0);
+        }
+        map.insert(slot(LayerSlot::DownJoint), down);
+    }
+    with_config(map, config)
+}
+
+fn with_config(map: WeightMap, config: DecoderConfig) -> WeightMap {
+    let mut with = WeightMap::new(config);
+    let donor_slots = (0..map.config().n_layers()).flat_map(|layer| {
+        [
+            LayerSlot::DownJoint,
+            LayerSlot::UpJoint,
+            LayerSlot::UpShared,
+            LayerSlot::DownShared(Part::Weight),
+            LayerSlot::DownShared(Part::Bias),
+            LayerSlot::Key(Part::Bias),
+        ]
+        .map(|slot| Slot::Layer(layer, slot))
+    });
+    for slot in donor_slots {
+        if let Some(matrix) = map.get(slot) {
+            with.insert(slot, matrix.clone());
+        }
+    }
+    with
 }
 
 /// Latents of some width that have nothing to do with the donor.
@@ -102,6 +171,15 @@ pub fn needed(config: &DecoderConfig) -> Vec<(Slot, [usize; 2])> {
                 [0, 0]
             }
         };
+        if let Some(shared) = latent.shared_key() {
+            let d_rope = shared.d_rope();
+            add(LayerSlot::DownShared(Part::Weight), [d_rope, read_k]);
+            add(LayerSlot::UpShared, [d_kv, d_rope]);
+            if config.biases.qkv && !normed {
+                add(LayerSlot::DownShared(Part::Bias), [1, d_rope]);
+                add(LayerSlot::Key(Part::Bias), [1, d_kv]);
+            }
+        }
         let Some(first) = latent.reads_from else { continue };
         let width = |earlier: &LayerConfig| match &earlier.attention {
             AttentionKind::Grouped => 0,

@@ -7,7 +7,7 @@ use mla_core::{
     Block, Decoder, DecoderConfig, LayerSlot, Matrix, Padding, Part, Patch, Slot, WeightMap, WeightSource,
 };
 
-use crate::conversion::{exact, exact_joint, needed, random_factors, with_latents};
+use crate::conversion::{exact, exact_joint, exact_shared, needed, random_factors, with_latents};
 use crate::graphs::{Deep, cascade, graphs, groups, joint, reading};
 use crate::latent::{OURSELVES, formula, full};
 use crate::twin::{
@@ -60,6 +60,24 @@ fn joint_latents_of_full_width_are_the_donor() {
         let ours = logits(&load(&exact_joint(&model).over(&model)), ids);
         assert_close(&ours, &logits(&load(&model), ids), OURSELVES, name);
         assert_close(&ours, &golden.floats("prefill.logits"), 2e-4, &format!("{name}, transformers"));
+    }
+}
+
+#[test]
+fn a_shared_key_of_all_that_turns_is_the_donor() {
+    for name in twins() {
+        let (model, golden) = (open(name), Golden::of(name));
+        let factors = exact_shared(&model);
+        let turns = (0..model.config().n_layers()).filter(|&layer| model.config().rope(layer).is_some());
+        for layer in turns {
+            assert!(
+                Patch::config(&factors).latent(layer).is_some_and(|latent| latent.d_rope() > 0),
+                "{name}"
+            );
+        }
+        let ids = &golden.ids("prefill.ids")[0];
+        let ours = logits(&load(&factors.over(&model)), ids);
+        assert_close(&ours, &logits(&load(&model), ids), OURSELVES, name);
     }
 }
 
@@ -186,9 +204,9 @@ fn keys_and_values_are_rebuilt_as_the_formula_says() {
             1e-4,
             name,
         );
-        let (ours_k, ours_v) = attention.rebuild(latents, &[tensor(&c_2), tensor(&c_3)]);
-        assert_close(&host(ours_k), &k, 1e-4, &format!("{name}, keys"));
-        assert_close(&host(ours_v), &v, 1e-4, &format!("{name}, values"));
+        let ours = attention.rebuild(latents, &[tensor(&c_2), tensor(&c_3)]);
+        assert_close(&host(ours.keys), &k, 1e-4, &format!("{name}, keys"));
+        assert_close(&host(ours.values), &v, 1e-4, &format!("{name}, values"));
     }
 }
 

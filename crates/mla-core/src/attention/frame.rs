@@ -96,6 +96,11 @@ impl Frame {
         }
     }
 
+    /// The rotation of this pass's columns by one of the model's rotary embeddings.
+    pub(super) fn rotation(&self, rope: usize) -> &Rotation {
+        &self.rotations[rope]
+    }
+
     /// Rotates the heads of any columns, past ones too, as a layer does.
     ///
     /// # Shapes

@@ -33,12 +33,20 @@ impl Queries {
         normed(linear(&self.proj, h), self.norm.as_ref())
     }
 
+    /// The heads of queries before the rotary embedding.
+    ///
+    /// # Shapes
+    /// - `h`: `[batch, t_q, d_model]` → `[batch, n_heads, t_q, d_head]`
+    pub(super) fn heads(&self, h: Tensor<3>) -> Tensor<4> {
+        split_heads(self.project(h), self.n_heads)
+    }
+
     /// Queries as they are scored, but for the scale.
     ///
     /// # Shapes
     /// - `h`: `[batch, t_q, d_model]` → `[batch, n_heads, t_q, d_head]`
     pub(super) fn rotated(&self, h: Tensor<3>, frame: &Frame, layer: usize) -> Tensor<4> {
-        frame.rotate(layer, split_heads(self.project(h), self.n_heads))
+        frame.rotate(layer, self.heads(h))
     }
 }
 

@@ -16,6 +16,7 @@ mod inputs;
 mod latent;
 mod projections;
 mod scores;
+mod shared;
 mod tiled;
 mod trial;
 
@@ -23,9 +24,10 @@ pub use cost::{Path, Paths, Work};
 pub use frame::{Frame, Reach};
 pub use grouped::GroupedAttention;
 pub use inputs::{Keys, Queries, latent_input};
-pub use latent::LatentAttention;
+pub use latent::{KeysValues, LatentAttention};
 pub use projections::{CrossTerms, JointProjections, Projections, SplitProjections};
 pub use scores::{ScoreConfig, Scores};
+pub use shared::SharedKey;
 #[cfg(test)]
 pub(crate) use tiled::{Cubes, Walk};
 

@@ -132,7 +132,8 @@ impl CrossTerms {
 
 /// How keys, or values, are made of a tile of latents: `Σ latents[columns] · weight + bias`.
 ///
-/// A tile is the layer's own latents followed by those of the layers that it reads.
+/// A tile is what the layer caches, its latents behind the shared key if it has one, followed by the latents of the layers
+/// that it reads.
 #[derive(Clone, Debug)]
 pub(super) struct Made {
     /// In the order of their columns, which touch.
@@ -163,15 +164,6 @@ impl Made {
         first.map_or(0, |term| term.columns.start)..last.map_or(0, |term| term.columns.end)
     }
 
-    /// What is read of a tile.
-    ///
-    /// # Shapes
-    /// - `tile`: `[batch, t, ..]` → `[batch, t, span]`
-    pub(super) fn read(&self, tile: &Tensor<3>) -> Tensor<3> {
-        let span = self.span();
-        tile.clone().narrow(2, span.start, span.len())
-    }
-
     /// Keys or values before the rotary embedding.
     ///
     /// # Shapes
@@ -194,20 +186,20 @@ impl Made {
 }
 
 impl Projections {
-    /// Keys (`[0]`) and values (`[1]`) as they are made of a tile.
-    pub(super) fn made(&self, cross: Option<&CrossTerms>) -> [Made; 2] {
+    /// Keys (`[0]`) and values (`[1]`) as they are made of a tile whose latents begin at column `first`.
+    pub(super) fn made(&self, first: usize, cross: Option<&CrossTerms>) -> [Made; 2] {
         match self {
             Projections::Split(split) => {
                 let bias = |up: &Linear| up.bias.as_ref().map(|bias| bias.val());
                 let [d_latent_k, _] = split.up_k.weight.dims();
-                let mut keys = vec![Term::new(0, split.up_k.weight.val())];
-                let mut values = vec![Term::new(d_latent_k, split.up_v.weight.val())];
+                let mut keys = vec![Term::new(first, split.up_k.weight.val())];
+                let mut values = vec![Term::new(first + d_latent_k, split.up_v.weight.val())];
                 if let Some(cross) = cross {
-                    keys.push(Term::new(d_latent_k, cross.key.weight.val()));
+                    keys.push(Term::new(first + d_latent_k, cross.key.weight.val()));
                     let own = values[0].columns.end;
                     let weight = cross.value.weight.val();
                     let earlier = weight.dims()[0] - d_latent_k;
-                    values.insert(0, Term::new(0, weight.clone().narrow(0, 0, d_latent_k)));
+                    values.insert(0, Term::new(first, weight.clone().narrow(0, 0, d_latent_k)));
                     if earlier > 0 {
                         values.push(Term::new(own, weight.narrow(0, d_latent_k, earlier)));
                     }
@@ -224,8 +216,8 @@ impl Projections {
                     if part == 0 { cross.key.weight.val() } else { cross.value.weight.val() }
                 };
                 [0, 1].map(|part| {
-                    let own = Term::new(0, joint.up.weight.val().narrow(1, part * d_kv, d_kv));
-                    let more = cross.map(|cross| Term::new(d_latent, crossed(cross, part)));
+                    let own = Term::new(first, joint.up.weight.val().narrow(1, part * d_kv, d_kv));
+                    let more = cross.map(|cross| Term::new(first + d_latent, crossed(cross, part)));
                     let bias = joint.up.bias.as_ref().map(|bias| bias.val().narrow(0, part * d_kv, d_kv));
                     Made { terms: std::iter::once(own).chain(more).collect(), bias }
                 })

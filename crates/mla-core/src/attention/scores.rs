@@ -91,7 +91,8 @@ impl Scores {
     /// Attends with grouped heads; query head `h` reads kv head `h / (n_heads / n_kv_heads)`.
     ///
     /// # Shapes
-    /// - `q`: `[batch, n_heads, t_q, d_head]`, `k`, `v`: `[batch, n_kv_heads, t_kv, d_head]` → `[batch, t_q, n_heads · d_head]`
+    /// - `q`: `[batch, n_heads, t_q, d_score]`, `k`: `[batch, n_kv_heads, t_kv, d_score]`, `v`: `[batch, n_kv_heads, t_kv, d_head]` →
+    ///   `[batch, t_q, n_heads · d_head]`
     pub(super) fn attend(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tensor<3> {
         match self.is_plain() {
             true => self.fused(q, k, v, sight),
@@ -101,11 +102,11 @@ impl Scores {
 
     /// By the backend's own attention, which knows neither sinks nor a bound on every device.
     fn fused(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tensor<3> {
-        let [batch, n_heads, t_q, d_head] = q.dims();
-        let n_kv_heads = k.dims()[1];
+        let [batch, n_heads, t_q, d_score] = q.dims();
+        let [_, n_kv_heads, _, d_head] = v.dims();
         let group = n_heads / n_kv_heads;
-        // The backend divides by √d_head; a scale of its own would take it off its fast path.
-        let more = self.scale * (d_head as f64).sqrt();
+        // The backend divides by √d_score; a scale of its own would take it off its fast path.
+        let more = self.scale * (d_score as f64).sqrt();
         let q = if (more - 1.0).abs() < 1e-12 { q } else { q * more };
         let options =
             AttentionModuleOptions { is_causal: matches!(sight, Sight::Causal), ..Default::default() };
@@ -116,7 +117,7 @@ impl Scores {
         let out = if t_q == 1 {
             // One query: a group's heads become rows that share a kv head, and nothing is repeated. The only query sees
             // every column that is not hidden, so causality is no constraint.
-            let rows = q.reshape([batch, n_kv_heads, group, d_head]);
+            let rows = q.reshape([batch, n_kv_heads, group, d_score]);
             attention(rows, k, v, hidden, None, AttentionModuleOptions { is_causal: false, ..options })
         } else {
             attention(q, repeat_heads(k, group), repeat_heads(v, group), hidden, None, options)

@@ -8,6 +8,8 @@
 //!
 //! The oracle is [`LatentAttention::project`] and [`LatentAttention::attend`], which rebuild everything.
 
+use std::ops::Range;
+
 use burn::tensor::Tensor;
 
 use super::cost::{Path, Paths, Work};
@@ -45,6 +47,15 @@ pub(crate) enum Cubes {
     Always,
     #[cfg(test)]
     Never,
+}
+
+/// Scaled queries of a pass, a row a query head and new token.
+#[derive(Clone, Debug)]
+pub(super) struct Asked {
+    /// What the keys of each head are scored with, rotated where those are: `[batch, rows, d_head]`.
+    pub(super) heads: Tensor<3>,
+    /// What the shared key is scored with: `[batch, rows, d_rope]`.
+    pub(super) shared: Option<Tensor<3>>,
 }
 
 /// Softmax and weighted sum of the tiles so far, a row a query head and new token.
@@ -90,6 +101,11 @@ impl Running {
     }
 }
 
+/// Some columns of a tile.
+fn columns(tile: &Tensor<3>, columns: &Range<usize>) -> Tensor<3> {
+    tile.clone().narrow(2, columns.start, columns.len())
+}
+
 impl LatentAttention {
     /// What the layer adds to the residual stream, with a cache.
     ///
@@ -102,7 +118,7 @@ impl LatentAttention {
         layer: usize,
         memory: &mut Memory<'_>,
     ) -> Tensor<3> {
-        memory.store(layer, frame.past(), self.compress(h.clone()));
+        memory.store(layer, frame.past(), self.compress(h.clone(), frame));
         let paths = self.work(frame, layer).paths();
         self.attend_along(
             paths,
@@ -122,10 +138,15 @@ impl LatentAttention {
             d_head: self.d_head(),
             read_k: self.made_keys().span().len(),
             read_v: self.made_values().span().len(),
-            keys_rebuilt: frame.table(layer).is_some() || self.key_bias_counts(),
+            keys_rebuilt: self.rotates(frame, layer) || self.key_bias_counts(),
             t_q: frame.t_q(),
             t_kv: frame.visible(layer).len(),
         }
+    }
+
+    /// Whether a rotation stands between what is rebuilt and the score.
+    pub(super) fn rotates(&self, frame: &Frame, layer: usize) -> bool {
+        self.shared.is_none() && frame.table(layer).is_some()
     }
 
     /// Whether scores depend on the bias of keys, which a plain softmax removes.
@@ -150,14 +171,15 @@ impl LatentAttention {
     ) -> Tensor<3> {
         let [batch, t_q, _] = h.dims();
         let (d_head, n_heads) = (self.d_head(), self.queries.n_heads);
-        let q = self.queries.rotated(h, frame, layer).reshape([batch, n_heads * t_q, d_head]);
-        let q = self.scores.scaled(q);
+        let q = self.asked(h, frame, layer);
         let on_cubes = || self.heads_on_cubes(&q, frame, layer, memory);
         let by_tiles = || self.heads_by_tiles(paths, walk.tensors, q.clone(), frame, layer, memory);
         let heads = walk.host.and_then(|tile| self.heads_on_host(paths, tile, &q, frame, layer, memory));
         let heads = heads.or_else(|| match walk.cubes {
-            _ if !self.suits_cubes(paths, &q) => None,
-            Cubes::IfFaster => if_faster(batch, self.work(frame, layer), &q.device(), on_cubes, by_tiles),
+            _ if !self.suits_cubes(paths, &q.heads) => None,
+            Cubes::IfFaster => {
+                if_faster(batch, self.work(frame, layer), &q.heads.device(), on_cubes, by_tiles)
+            }
             #[cfg(test)]
             Cubes::Always => on_cubes(),
             #[cfg(test)]
@@ -167,25 +189,47 @@ impl LatentAttention {
         linear(&self.o_proj, join_heads(heads.reshape([batch, n_heads, t_q, d_head])))
     }
 
+    /// Queries as they are scored.
+    ///
+    /// # Shapes
+    /// - `h`: `[batch, t_q, d_model]`
+    fn asked(&self, h: Tensor<3>, frame: &Frame, layer: usize) -> Asked {
+        let rows = |q: Tensor<4>| {
+            let [batch, n_heads, t_q, width] = q.dims();
+            self.scores.scaled(q.reshape([batch, n_heads * t_q, width]))
+        };
+        match &self.shared {
+            None => Asked { heads: rows(self.queries.rotated(h, frame, layer)), shared: None },
+            Some(shared) => {
+                let q = self.queries.heads(h);
+                Asked {
+                    shared: Some(rows(shared.queries(q.clone(), self.n_kv_heads, frame))),
+                    heads: rows(q),
+                }
+            }
+        }
+    }
+
     /// Weighted means of values over all that a pass may see.
     ///
     /// # Shapes
-    /// - `q`: `[batch, n_heads · t_q, d_head]`, scaled, rotated where keys are → the same
+    /// - → `[batch, n_heads · t_q, d_head]`
     fn heads_by_tiles(
         &self,
         paths: Paths,
         tile: usize,
-        q: Tensor<3>,
+        q: Asked,
         frame: &Frame,
         layer: usize,
         memory: &Memory<'_>,
     ) -> Tensor<3> {
-        let [batch, rows, _] = q.dims();
+        let [batch, rows, _] = q.heads.dims();
         let (keys, values) = (self.made_keys(), self.made_values());
-        let q = match paths.keys {
-            Path::Rebuilt => q,
+        let scored = self.scored(&keys);
+        let absorbed = match paths.keys {
+            Path::Rebuilt => None,
             // The bias of K adds the same to all scores of a query: softmax does not see it.
-            Path::Absorbed => self.taken_to_latents(&keys, q),
+            Path::Absorbed => Some(self.taken_to_latents(&keys, &q)),
         };
         let mut running = self.scores.sink_rows(frame.t_q()).map(|sinks| {
             let width = match paths.values {
@@ -198,12 +242,20 @@ impl LatentAttention {
         for start in visible.clone().step_by(tile) {
             let tokens = start..visible.end.min(start + tile);
             let tile = self.tile(layer, tokens.clone(), memory);
-            let scores = match paths.keys {
-                Path::Absorbed => q.clone().matmul(keys.read(&tile).transpose()),
-                Path::Rebuilt => {
+            let scores = match &absorbed {
+                Some(q) => q.clone().matmul(columns(&tile, &scored).transpose()),
+                None => {
                     let k = split_heads(keys.rebuild(&tile), self.n_kv_heads);
-                    let k = frame.rotate_columns(layer, k, tokens.clone());
-                    self.by_kv_head(q.clone()).matmul(k.transpose()).reshape([batch, rows, tokens.len()])
+                    let k = match self.shared {
+                        None => frame.rotate_columns(layer, k, tokens.clone()),
+                        Some(_) => k,
+                    };
+                    let scores = self.by_kv_head(q.heads.clone()).matmul(k.transpose());
+                    let scores = scores.reshape([batch, rows, tokens.len()]);
+                    match &q.shared {
+                        None => scores,
+                        Some(q) => scores + q.clone().matmul(columns(&tile, &(0..self.d_rope())).transpose()),
+                    }
                 }
             };
             let scores = self.scores.capped(scores);
@@ -215,7 +267,7 @@ impl LatentAttention {
                 }
             };
             running = Some(Running::with(running, scores, |weights| match paths.values {
-                Path::Absorbed => weights.matmul(values.read(&tile)),
+                Path::Absorbed => weights.matmul(columns(&tile, &values.span())),
                 Path::Rebuilt => {
                     let v = split_heads(values.rebuild(&tile), self.n_kv_heads);
                     self.by_kv_head(weights).matmul(v).reshape([batch, rows, self.d_head()])
@@ -234,8 +286,8 @@ impl LatentAttention {
         }
     }
 
-    /// The latents that keys and values of some tokens are made of: the layer's own, then those of the layers it reads.
-    fn tile(&self, layer: usize, tokens: std::ops::Range<usize>, memory: &Memory<'_>) -> Tensor<3> {
+    /// What keys and values of some tokens are made of: what the layer caches, then the latents of the layers it reads.
+    fn tile(&self, layer: usize, tokens: Range<usize>, memory: &Memory<'_>) -> Tensor<3> {
         let own = memory.latents(layer, tokens.clone());
         match &self.cross {
             None => own,
@@ -252,18 +304,24 @@ impl LatentAttention {
         x.reshape([batch, self.n_kv_heads, rows / self.n_kv_heads, n])
     }
 
-    /// `W_ukᵀ q`.
+    /// The columns of a tile that scores are made of where keys are absorbed: those behind keys, and the shared key before them.
+    pub(super) fn scored(&self, keys: &Made) -> Range<usize> {
+        let span = keys.span();
+        if self.shared.is_some() { 0..span.end } else { span }
+    }
+
+    /// `W_ukᵀ q`, behind what reads the shared key.
     ///
     /// # Shapes
-    /// - `q`: `[batch, rows, d_head]` → `[batch, rows, span]`
-    pub(super) fn taken_to_latents(&self, keys: &Made, q: Tensor<3>) -> Tensor<3> {
-        let [batch, rows, _] = q.dims();
-        let q = self.by_kv_head(q);
-        let term = |term: &Term| q.clone().matmul(self.heads_of(term).transpose());
-        let parts: Vec<_> = keys.terms.iter().map(term).collect();
-        let latent = Tensor::cat(parts, 3);
-        let span = latent.dims()[3];
-        latent.reshape([batch, rows, span])
+    /// - → `[batch, rows, scored]`
+    pub(super) fn taken_to_latents(&self, keys: &Made, q: &Asked) -> Tensor<3> {
+        let [batch, rows, _] = q.heads.dims();
+        let by_head = self.by_kv_head(q.heads.clone());
+        let term = |term: &Term| {
+            let part = by_head.clone().matmul(self.heads_of(term).transpose());
+            part.reshape([batch, rows, term.columns.len()])
+        };
+        Tensor::cat(q.shared.iter().cloned().chain(keys.terms.iter().map(term)).collect(), 2)
     }
 
     /// `W_uv c + b_v` for weighted sums of latents; `weight` is the sum of the weights where it is not 1, and counts for the

@@ -8,7 +8,7 @@ use super::buffer::{Buffer, FILL};
 use super::dense::rounded;
 use super::packing::Packing;
 use crate::cache::CacheDtype;
-use crate::decoder::LatentWidth;
+use crate::decoder::LatentConfig;
 
 /// How the latents of a layer are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -20,10 +20,10 @@ pub(super) enum Codec {
 }
 
 impl Codec {
-    pub(super) fn new(dtype: CacheDtype, width: LatentWidth) -> Self {
+    pub(super) fn new(dtype: CacheDtype, latent: &LatentConfig) -> Self {
         match dtype.bits() {
             None => Codec::Float(dtype.float()),
-            Some(bits) => Codec::Packed(Packing::new(bits, &width.widths())),
+            Some(bits) => Codec::Packed(Packing::new(bits, &latent.cached_widths())),
         }
     }
 

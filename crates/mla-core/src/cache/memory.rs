@@ -37,7 +37,7 @@ impl PassLatents {
         for reader in 0..config.n_layers() {
             last_reader.extend(config.reads(reader).into_iter().map(|read| (read, reader)));
         }
-        let codec = |layer| Some((layer, Codec::new(config.cache_dtype, config.latent(layer)?.width)));
+        let codec = |layer| Some((layer, Codec::new(config.cache_dtype, config.latent(layer)?)));
         let codecs = (0..config.n_layers()).filter_map(codec).collect();
         Self { last_reader, kept: BTreeMap::new(), dtype: config.cache_dtype, codecs }
     }

@@ -87,7 +87,7 @@ impl Cache {
                     LayerCache::Dense(DenseCache::new(shape, window, config.cache_dtype, device))
                 }
                 AttentionKind::Latent(latent) => {
-                    let (codec, width) = (Codec::new(config.cache_dtype, latent.width), latent.width.total());
+                    let (codec, width) = (Codec::new(config.cache_dtype, latent), latent.cached_numbers());
                     LayerCache::Latent(LatentCache::new(batch, capacity, window, codec, width, device))
                 }
             }

@@ -23,13 +23,18 @@ impl Basis {
     /// # Errors
     /// When `balance` is singular.
     pub(super) fn new(width: usize, balance: Option<&Matrix>, device: &Device) -> Result<Self, String> {
-        let spread = Tensor::from_data(TensorData::new(spread(width), [width, width]), device);
+        let spread = spread_tensor(width, device);
         let (to, from) = (spread.clone(), spread.transpose());
         let Some(balance) = balance else { return Ok(Self { to, from }) };
         let inverse = inverse(balance).ok_or("it is singular")?;
         let [balance, inverse] = [balance, &inverse].map(|matrix| matrix.to_tensor(device));
         Ok(Self { to: to.matmul(balance), from: inverse.matmul(from) })
     }
+}
+
+/// An orthogonal `[n, n]` that spreads each number over all.
+pub(super) fn spread_tensor(n: usize, device: &Device) -> Tensor<2> {
+    Tensor::from_data(TensorData::new(spread(n), [n, n]), device)
 }
 
 /// An orthogonal matrix whose entries are of one size, at most √2 apart from it; row-major.

@@ -321,7 +321,7 @@ impl DecoderConfig {
     pub fn cached_numbers(&self, layer: usize) -> usize {
         match &self.layers[layer].attention {
             AttentionKind::Grouped => 2 * self.d_kv(),
-            AttentionKind::Latent(latent) => latent.width.total(),
+            AttentionKind::Latent(latent) => latent.cached_numbers(),
         }
     }
 
@@ -357,7 +357,7 @@ impl DecoderConfig {
     pub fn cached_bytes(&self, layer: usize) -> usize {
         match &self.layers[layer].attention {
             AttentionKind::Grouped => self.cache_dtype.dense_bytes(2 * self.d_kv()),
-            AttentionKind::Latent(latent) => self.cache_dtype.latent_bytes(&latent.width.widths()),
+            AttentionKind::Latent(latent) => self.cache_dtype.latent_bytes(&latent.cached_widths()),
         }
     }
 

@@ -14,6 +14,33 @@ pub struct LatentConfig {
     pub reads_from: Option<usize>,
     /// Whether the weights say in which basis the latent is best quantised.
     pub balanced: bool,
+    /// How keys come to depend on their positions.
+    pub keys: KeyForm,
+}
+
+/// How keys that are rebuilt from latents come to depend on their positions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KeyForm {
+    /// Each head's key is rotated after it is rebuilt, as the donor's is.
+    Rotated,
+    /// Keys are scored as they are rebuilt; beside them stands one rotated key that all heads share.
+    Shared(SharedKeyConfig),
+}
+
+/// The rotated key that all heads of a layer share (DeepSeek-V2 2024, §2.1.3). It is cached before the latent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SharedKeyConfig {
+    /// Which of the model's rotary embeddings turns it.
+    pub rope: usize,
+    /// For each of its pairs, the pair of that embedding that it turns as; at least one.
+    pub pairs: Vec<usize>,
+}
+
+impl SharedKeyConfig {
+    /// Numbers a token.
+    pub fn d_rope(&self) -> usize {
+        2 * self.pairs.len()
+    }
 }
 
 /// Latent numbers a token.
@@ -120,7 +147,7 @@ impl LatentWidth {
         }
     }
 
-    /// Numbers cached a token.
+    /// Numbers a token of all parts.
     pub fn total(self) -> usize {
         self.widths().into_iter().sum()
     }
@@ -129,6 +156,29 @@ impl LatentWidth {
 impl LatentConfig {
     /// A layer that stands alone: no group, no cross terms.
     pub fn alone(layer: usize, width: LatentWidth) -> Self {
-        Self { width, up_of: layer, reads_from: None, balanced: false }
+        Self { width, up_of: layer, reads_from: None, balanced: false, keys: KeyForm::Rotated }
+    }
+
+    /// The rotated key that all heads share, where there is one.
+    pub fn shared_key(&self) -> Option<&SharedKeyConfig> {
+        match &self.keys {
+            KeyForm::Rotated => None,
+            KeyForm::Shared(shared) => Some(shared),
+        }
+    }
+
+    /// Numbers a token of the rotated key that all heads share.
+    pub fn d_rope(&self) -> usize {
+        self.shared_key().map_or(0, SharedKeyConfig::d_rope)
+    }
+
+    /// Widths of what is cached, in order: the shared key, where there is one, then the parts of the latent.
+    pub fn cached_widths(&self) -> Vec<usize> {
+        self.shared_key().map(SharedKeyConfig::d_rope).into_iter().chain(self.width.widths()).collect()
+    }
+
+    /// Numbers cached a token.
+    pub fn cached_numbers(&self) -> usize {
+        self.d_rope() + self.width.total()
     }
 }

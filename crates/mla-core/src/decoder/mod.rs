@@ -18,7 +18,7 @@ pub use config::{
     Activation, AttentionKind, Biases, BlockKind, DecoderConfig, HeadKind, LayerConfig, MlpConfig, MlpKind,
     NormKind, PositionKind, QkNorm, Scales, Sharing,
 };
-pub use latents::{LatentConfig, LatentPart, LatentWidth, Serves};
+pub use latents::{KeyForm, LatentConfig, LatentPart, LatentWidth, Serves, SharedKeyConfig};
 pub use load::frame;
 pub use mlp::{Experts, GatedMlp, Mlp, PlainMlp};
 pub use model::Decoder;

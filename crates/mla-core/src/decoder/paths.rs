@@ -6,14 +6,15 @@ use burn::tensor::{Device, Distribution, Tensor, TensorData};
 use rand::SeedableRng;
 use rand::rngs::ChaCha8Rng;
 
+use super::basis::spread_tensor;
 use super::config::{
     Activation, AttentionKind, Biases, BlockKind, DecoderConfig, HeadKind, LayerConfig, MlpConfig, MlpKind,
     NormKind, PositionKind, QkNorm, Scales,
 };
-use super::latents::{LatentConfig, LatentWidth};
+use super::latents::{KeyForm, LatentConfig, LatentWidth, SharedKeyConfig};
 use crate::attention::{
     CrossTerms, Cubes, Frame, JointProjections, Keys, LatentAttention, Path, Paths, Projections, Queries,
-    ScoreConfig, Scores, SplitProjections, Walk,
+    ScoreConfig, Scores, SharedKey, SplitProjections, Walk,
 };
 use crate::cache::{Cache, CacheDtype, Memory};
 use crate::norm::HeadNorm;
@@ -60,6 +61,8 @@ struct Case {
     /// Whether the second of two layers reads the first.
     cross: bool,
     rope: Option<usize>,
+    /// The pairs of the rotated key that the second layer's heads share, where it has one.
+    shared: Option<&'static [usize]>,
     window: Option<usize>,
     qk_norm: Option<QkNorm>,
     scores: ScoreConfig,
@@ -72,6 +75,7 @@ impl Case {
             width,
             cross: false,
             rope: None,
+            shared: None,
             window: None,
             qk_norm: None,
             scores: ScoreConfig::plain(D_HEAD),
@@ -108,6 +112,16 @@ impl Case {
                 (Projections::Joint(joint), [0, 0])
             }
         };
+        let shared = self.shared.map(|pairs| {
+            let d_rope = 2 * pairs.len();
+            SharedKey {
+                down: draw.linear(read_k, d_rope, self.qk_norm.is_none()),
+                up: draw.linear(d_rope, d_kv, false).weight,
+                spread: self.dtype.bits().map(|_| Param::from_tensor(spread_tensor(d_rope, &draw.device))),
+                rope: 0,
+                pairs: pairs.to_vec(),
+            }
+        });
         let read = self.width.total();
         let sinks = self.scores.sinks.then(|| Param::from_tensor(draw.normal([N_HEADS], 1.0)));
         LatentAttention {
@@ -125,6 +139,7 @@ impl Case {
                 value: draw.linear(columns[1] + read, d_kv, false),
                 reads: vec![0],
             }),
+            shared,
             scores: Scores { scale: self.scores.scale, softcap: self.scores.softcap, sinks },
             o_proj: draw.linear(N_HEADS * D_HEAD, D_MODEL, true),
             n_kv_heads,
@@ -137,7 +152,15 @@ impl Case {
             window: self.window,
             qk_norm: self.qk_norm,
             scores: self.scores,
-            attention: AttentionKind::Latent(LatentConfig::alone(layer, self.width)),
+            attention: AttentionKind::Latent(LatentConfig {
+                keys: match self.shared {
+                    Some(pairs) if layer == 1 => {
+                        KeyForm::Shared(SharedKeyConfig { rope: 0, pairs: pairs.to_vec() })
+                    }
+                    _ => KeyForm::Rotated,
+                },
+                ..LatentConfig::alone(layer, self.width)
+            }),
             ..LayerConfig::plain(D_HEAD, self.rope.map(|_| 0), mlp)
         };
         DecoderConfig {
@@ -183,13 +206,14 @@ impl Case {
             let mut pass = Memory::of_pass(&config);
             let kept = pass.append(0, 0, earlier.clone());
             let reads: Vec<_> = layer.cross.iter().map(|_| kept.clone()).collect();
-            let (k, v) = layer.rebuild(pass.append(1, 0, layer.compress(h.clone())), &reads);
-            let oracle = layer.attend(h.clone(), k, v, &whole, 1);
+            let known = layer.rebuild(pass.append(1, 0, layer.compress(h.clone(), &whole)), &reads);
+            let oracle = layer.attend(h.clone(), known, &whole, 1);
             for (keys, values) in [Path::Rebuilt, Path::Absorbed]
                 .into_iter()
                 .flat_map(|keys| [Path::Rebuilt, Path::Absorbed].map(|values| (keys, values)))
                 .filter(|&(keys, _)| {
-                    keys == Path::Rebuilt || (self.rope.is_none() && !layer.key_bias_counts())
+                    let rotated = self.rope.is_some() && self.shared.is_none();
+                    keys == Path::Rebuilt || !(rotated || layer.key_bias_counts())
                 })
             {
                 for (walk, passes) in WALKS.into_iter().flat_map(|walk| PASSES.map(|passes| (walk, passes))) {
@@ -199,9 +223,10 @@ impl Case {
                     for &t_q in passes {
                         let new = |x: &Tensor<3>| x.clone().narrow(1, past, t_q);
                         memory.store(0, past, new(&earlier));
-                        memory.store(1, past, layer.compress(new(&h)));
+                        let frame = frame(past, t_q);
+                        memory.store(1, past, layer.compress(new(&h), &frame));
                         let paths = Paths { keys, values };
-                        let out = layer.attend_along(paths, walk, new(&h), &frame(past, t_q), 1, &memory);
+                        let out = layer.attend_along(paths, walk, new(&h), &frame, 1, &memory);
                         let difference = (out - new(&oracle)).abs();
                         for (row, &left) in left.iter().enumerate() {
                             let seen = left.max(past);
@@ -261,6 +286,31 @@ fn every_path_norms_rotates_bounds_and_sinks_alike() {
             for qk_norm in [Some(QkNorm::Head), Some(QkNorm::Whole)] {
                 Case { cross, rope, qk_norm, window: Some(5), ..Case::plain(width) }.holds(&[6, 0]);
             }
+        }
+    }
+}
+
+/// Pairs of the shared key, and the dimensions of a head that the donor rotates.
+const SHARED: [(&[usize], usize); 3] = [(&[0, 1, 2], 6), (&[1], 6), (&[0, 0, 1, 0], 4)];
+
+#[test]
+fn every_path_reads_the_key_that_all_heads_share() {
+    let plain = ScoreConfig::plain(D_HEAD);
+    for (pairs, d_rotary) in SHARED {
+        let case = Case { shared: Some(pairs), rope: Some(d_rotary), ..Case::plain(WIDTHS[1]) };
+        for (window, left) in
+            [(None, vec![0]), (None, vec![0, 4, 7]), (Some(4), vec![0]), (Some(4), vec![6, 0])]
+        {
+            Case { window, ..case }.holds(&left);
+        }
+        for scores in [plain, ScoreConfig { scale: 0.7, softcap: Some(2.0), sinks: true }] {
+            for qk_norm in [None, Some(QkNorm::Head), Some(QkNorm::Whole)] {
+                Case { scores, qk_norm, ..case }.holds(&[0, 4]);
+            }
+        }
+        let device = Device::default();
+        for dtype in CacheDtype::ALL.into_iter().filter(|dtype| dtype.runs_on(&device, false)) {
+            Case { dtype, window: Some(4), ..case }.holds(&[6, 0]);
         }
     }
 }

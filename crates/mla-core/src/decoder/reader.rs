@@ -4,13 +4,13 @@ use burn::module::Param;
 use burn::nn::{Embedding, EmbeddingConfig, LayerNormConfig, Linear, RmsNorm};
 use burn::tensor::{Device, Tensor};
 
-use super::basis::Basis;
+use super::basis::{Basis, spread_tensor};
 use super::config::{AttentionKind, MlpKind, NormKind};
-use super::latents::{LatentConfig, LatentPart, LatentWidth};
+use super::latents::{LatentConfig, LatentPart, LatentWidth, SharedKeyConfig};
 use super::{Block, Experts, GatedMlp, Mlp, PlainMlp};
 use crate::attention::{
     Attention, CrossTerms, GroupedAttention, JointProjections, Keys, LatentAttention, Projections, Queries,
-    Scores, SplitProjections,
+    Scores, SharedKey, SplitProjections,
 };
 use crate::norm::{HeadNorm, Norm};
 use crate::source::{SourceError, WeightSource};
@@ -137,6 +137,7 @@ impl<S: WeightSource> Reader<'_, S> {
                 keys: config.layers[layer].qk_norm.map(|_| self.keys(layer)).transpose()?,
                 projections: self.projections(layer, latent, earlier)?,
                 cross: self.cross(layer)?,
+                shared: latent.shared_key().map(|shared| self.shared_key(layer, shared)).transpose()?,
                 scores,
                 o_proj,
                 n_kv_heads,
@@ -209,6 +210,20 @@ impl<S: WeightSource> Reader<'_, S> {
                     up: up(LayerSlot::UpJoint, leader.map(|leader| &leader.up), 0, bias)?,
                 })
             }
+        })
+    }
+
+    /// The rotated key that all heads of a layer share.
+    fn shared_key(&self, layer: usize, shared: &SharedKeyConfig) -> Result<SharedKey, SourceError> {
+        let config = self.source.config();
+        // A bias before a norm is in the normed key already.
+        let biased = config.biases.qkv && config.layers[layer].qk_norm.is_none();
+        Ok(SharedKey {
+            down: self.linear(layer, LayerSlot::DownShared, biased)?,
+            up: self.transposed(Slot::Layer(layer, LayerSlot::UpShared))?,
+            spread: config.cache_dtype.bits().map(|_| frozen(spread_tensor(shared.d_rope(), self.device))),
+            rope: shared.rope,
+            pairs: shared.pairs.clone(),
         })
     }
 

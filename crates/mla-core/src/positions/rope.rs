@@ -237,6 +237,18 @@ pub struct Rotation {
 }
 
 impl Rotation {
+    /// The rotation whose pair `i` turns as this one's pair `pairs[i]`.
+    ///
+    /// # Panics
+    /// If there is no such pair.
+    pub fn of_pairs(&self, pairs: &[usize]) -> Self {
+        let device = self.cos.device();
+        let index: Vec<i64> = pairs.iter().map(|&pair| pair as i64).collect();
+        let index = Tensor::<1, Int>::from_data(TensorData::new(index, [pairs.len()]), &device);
+        let some = |t: &Tensor<4>| t.clone().select(3, index.clone());
+        Self { cos: some(&self.cos), sin: some(&self.sin) }
+    }
+
     /// Rotates each head's pairs `(j, j + d_rotary/2)`.
     ///
     /// # Shapes

@@ -18,7 +18,7 @@ use crate::error::Error;
 use crate::linalg::{Mat64, solve};
 use crate::plan::{Cascade, Latents};
 use crate::scratch::StoredMatrix;
-use crate::statistics::Statistics;
+use crate::statistics::{Statistics, Targets};
 use crate::sweep::Observer;
 
 /// A layer's decoder that waits in a scratch: `D_lj`, `[2 · d_kv, width of j]`, of each layer j that it reads.
@@ -80,7 +80,8 @@ pub(super) fn rounding_moments(
                 cost.add(&block.transpose().dot(&block));
             }
         }
-        let moment = p.dot(&statistics.typical_moment(i)?).dot(&p.transpose()).symmetrised();
+        let moment =
+            p.dot(&Targets::of_donor(statistics).typical_moment(i)?).dot(&p.transpose()).symmetrised();
         let mut found = Mat64::zeros(p.rows, p.rows);
         let mut first = 0;
         for &rank in &projection.ranks {

@@ -10,7 +10,7 @@ use mla_core::attention::{Attention, Projections};
 use mla_core::{DecoderConfig, LayerSlot, Matrix, Part, Patch, Slot, SourceError, WeightMap, WeightSource};
 
 use super::{place, plan, prompt, written};
-use crate::conversion::{exact_joint, needed, random, random_factors, section};
+use crate::conversion::{exact_joint, exact_shared, needed, random, random_factors, section};
 use crate::graphs::{cascade, graphs, groups, joint, reading};
 use crate::hostile::refuses;
 use crate::scratch::{Raw, Scratch, read_tensors};
@@ -64,6 +64,19 @@ fn an_exact_joint_conversion_on_disk_is_the_donor() {
         let scratch = Scratch::empty();
         let model = written(&scratch, &plan(&donor, &exact_joint(&donor)));
         assert_eq!(model.config().compression_ratio(), 1.0);
+        let gap = crate::twin::gap(&logits(&load(&model), &ids(name)), &logits(&load(&donor), &ids(name)));
+        assert!(gap <= crate::latent::OURSELVES, "{name}: {gap}");
+    }
+}
+
+#[test]
+fn an_exact_conversion_with_a_shared_key_on_disk_is_the_donor() {
+    for name in twins() {
+        let donor = open(name);
+        let scratch = Scratch::empty();
+        let factors = exact_shared(&donor);
+        let model = written(&scratch, &plan(&donor, &factors));
+        assert_eq!(model.config(), Patch::config(&factors), "{name}");
         let gap = crate::twin::gap(&logits(&load(&model), &ids(name)), &logits(&load(&donor), &ids(name)));
         assert!(gap <= crate::latent::OURSELVES, "{name}: {gap}");
     }

@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 use super::cost::Paths;
 use super::frame::Frame;
 use super::latent::LatentAttention;
+use super::tiled::Asked;
 use crate::cache::Memory;
 
 impl LatentAttention {
@@ -14,7 +15,7 @@ impl LatentAttention {
 
     pub(super) fn heads_on_cubes(
         &self,
-        _q: &Tensor<3>,
+        _q: &Asked,
         _frame: &Frame,
         _layer: usize,
         _memory: &Memory<'_>,

@@ -5,8 +5,8 @@
 //! softmaxes are merged at the end (Flash-Decoding, Dao et al. 2023).
 //!
 //! It applies where both keys and values are absorbed, every query head then reading the same latents, and the cache holds
-//! floats of the layer alone: no cross terms. Keys with a rotary embedding are rebuilt, by products that want a device's
-//! matrix units: those stay with `tiled.rs`. Which of the two is the faster is measured on the device ([`trial`](super::trial)).
+//! floats of the layer alone: no cross terms. Keys that are rotated after they are rebuilt want a device's matrix units:
+//! those stay with `tiled.rs`. Which of the two is the faster is measured on the device ([`trial`](super::trial)).
 
 mod kernel;
 
@@ -22,6 +22,7 @@ use burn_cubecl::tensor::CubeTensor;
 use super::cost::{Path, Paths};
 use super::frame::Frame;
 use super::latent::LatentAttention;
+use super::tiled::Asked;
 use crate::cache::{Kept, Memory};
 
 /// Cubes that keep a device busy: spans are made shorter until there are so many.
@@ -42,10 +43,10 @@ impl LatentAttention {
     /// holds no floats.
     ///
     /// # Shapes
-    /// - `q`: `[batch, n_heads · t_q, d_head]`, scaled → the same
+    /// - → `[batch, n_heads · t_q, d_head]`
     pub(super) fn heads_on_cubes(
         &self,
-        q: &Tensor<3>,
+        q: &Asked,
         frame: &Frame,
         layer: usize,
         memory: &Memory<'_>,
@@ -61,17 +62,17 @@ impl LatentAttention {
             DType::BF16 => FloatKind::BF16,
             _ => return None,
         };
-        let device = q.device();
+        let device = q.heads.device();
         let left = frame.padding().columns().iter().map(|left| left.saturating_sub(first) as i32);
         let left = left.collect::<Vec<_>>();
         let left = TensorData::new(left, [frame.padding().batch()]);
         let left = Tensor::<1, Int>::from_data(left, (&device, DType::I32));
         let spans = spans(Operands {
-            queries: self.taken_to_latents(&keys, q.clone()).try_into_primitive::<CubeBackend>().ok()?,
+            queries: self.taken_to_latents(&keys, q).try_into_primitive::<CubeBackend>().ok()?,
             latents,
             float,
             left: left.try_into_primitive::<CubeBackend>().ok()?,
-            keys: keys.span(),
+            keys: self.scored(&keys),
             values: values.span(),
             softcap: self.scores.softcap,
             first,

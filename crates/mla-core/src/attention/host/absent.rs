@@ -6,6 +6,7 @@ use super::cost::Paths;
 use super::frame::Frame;
 use super::latent::LatentAttention;
 use super::scores::Scores;
+use super::tiled::Asked;
 use crate::cache::Memory;
 
 pub(super) const TILE: usize = 128;
@@ -15,7 +16,7 @@ impl LatentAttention {
         &self,
         _paths: Paths,
         _tile: usize,
-        _q: &Tensor<3>,
+        _q: &Asked,
         _frame: &Frame,
         _layer: usize,
         _memory: &Memory<'_>,

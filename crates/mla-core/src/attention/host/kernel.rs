@@ -62,12 +62,27 @@ pub(crate) enum Side<'a> {
 pub(crate) struct Sequence<'a> {
     /// Scaled queries, rotated where keys are: `[n_heads · t_q, d_head]`.
     pub(crate) queries: Rows<'a>,
-    /// The latents of each layer that is read, beside each other: `[tokens, width]` each.
+    /// What reads the shared key: `[n_heads · t_q, d_rope]`.
+    pub(crate) shared: Option<Rows<'a>>,
+    /// What is cached of each layer that is read, beside each other, the shared key first: `[tokens, width]` each.
     pub(crate) latents: Vec<Tokens<'a>>,
     /// What scores are made with.
     pub(crate) keys: Side<'a>,
     /// What is summed.
     pub(crate) values: Side<'a>,
+}
+
+impl Sequence<'_> {
+    /// Numbers of the shared key.
+    fn d_rope(&self) -> usize {
+        self.shared.map_or(0, |shared| shared.width)
+    }
+
+    /// The columns of the latents that absorbed queries read.
+    fn scored(&self, made: &Made<'_>) -> Range<usize> {
+        let span = made.span();
+        if self.shared.is_some() { 0..span.end } else { span }
+    }
 }
 
 impl Side<'_> {
@@ -111,8 +126,10 @@ fn unit_of(
     let queries = match &sequence.keys {
         // The bias of K adds the same to all scores of a query: softmax does not see it.
         Side::Absorbed(made) => {
-            absorbed = made.to_latents(queries, heads.clone(), rows_a_head);
-            Rows::new(&absorbed, rows, made.span().len())
+            let all = heads.start * rows_a_head..heads.end * rows_a_head;
+            let shared = sequence.shared.map(|shared| shared.span(all));
+            absorbed = made.to_latents(queries, shared, heads.clone(), rows_a_head);
+            Rows::new(&absorbed, rows, sequence.scored(made).len())
         }
         Side::Cached(_) | Side::Rebuilt(_) => queries,
     };
@@ -199,6 +216,8 @@ struct Scratch {
     latents: Vec<f32>,
     rebuilt: Vec<f32>,
     scores: Vec<f32>,
+    /// Of the shared key, where the others are rebuilt.
+    more: Vec<f32>,
 }
 
 impl Unit<'_> {
@@ -223,6 +242,10 @@ impl Unit<'_> {
             latents: vec![0.0; tile * gathered],
             rebuilt: vec![0.0; tile * self.heads.len() * self.shape.d_head],
             scores: vec![0.0; self.queries.count * tile],
+            more: match self.sequence.keys {
+                Side::Rebuilt(_) if self.sequence.shared.is_some() => vec![0.0; self.queries.count * tile],
+                _ => Vec::new(),
+            },
         };
         for start in tokens.clone().step_by(tile) {
             self.tile(simd, start..tokens.end.min(start + tile), &mut scratch);
@@ -232,7 +255,7 @@ impl Unit<'_> {
     /// Takes in one tile: scores, softmax, weighted sum.
     #[inline(always)]
     fn tile<S: Simd>(&mut self, simd: S, tokens: Range<usize>, scratch: &mut Scratch) {
-        let Scratch { latents, rebuilt, scores } = scratch;
+        let Scratch { latents, rebuilt, scores, more } = scratch;
         let sequence = self.sequence;
         let latents = gather(&sequence.latents, tokens.clone(), latents);
         // Queries before the tile see nothing of it.
@@ -240,13 +263,13 @@ impl Unit<'_> {
         let (heads, d_head) = (self.heads.clone(), self.shape.d_head);
         match &sequence.keys {
             Side::Absorbed(made) => {
-                let keys = latents.columns(made.span());
-                self.score(simd, 0..heads.len(), from, keys, scores);
+                let keys = latents.columns(sequence.scored(made));
+                self.score(simd, self.queries, 0..heads.len(), from, keys, scores);
             }
             Side::Cached(cached) => {
                 for (at, head) in heads.clone().enumerate() {
                     let keys = gather(&cached[head..=head], tokens.clone(), rebuilt);
-                    self.score(simd, at..at + 1, from, keys, scores);
+                    self.score(simd, self.queries, at..at + 1, from, keys, scores);
                 }
             }
             Side::Rebuilt(made) => {
@@ -256,7 +279,18 @@ impl Unit<'_> {
                 }
                 let keys = Rows::new(keys, tokens.len(), heads.len() * d_head);
                 for at in 0..heads.len() {
-                    self.score(simd, at..at + 1, from, keys.columns(at * d_head..(at + 1) * d_head), scores);
+                    let keys = keys.columns(at * d_head..(at + 1) * d_head);
+                    self.score(simd, self.queries, at..at + 1, from, keys, scores);
+                }
+                if let Some(shared) = sequence.shared {
+                    let rows_a_head = self.shape.rows_a_head();
+                    let shared = shared.span(heads.start * rows_a_head..heads.end * rows_a_head);
+                    let keys = latents.columns(0..sequence.d_rope());
+                    self.score(simd, shared, 0..heads.len(), from, keys, more);
+                    for rows in self.blocks(0..heads.len(), from) {
+                        let place = rows.start * tokens.len()..rows.end * tokens.len();
+                        lanes::add_scaled(&mut scores[place.clone()], &more[place], 1.0);
+                    }
                 }
             }
         }
@@ -285,11 +319,19 @@ impl Unit<'_> {
     /// Scores of some of the unit's kv heads: `q kᵀ`.
     ///
     /// # Shapes
-    /// - `keys`: `[tokens, width]`, `scores`: `[rows, tokens]`
+    /// - `queries`: `[rows, width]` of all heads of the unit, `keys`: `[tokens, width]`, `scores`: `[rows, tokens]`
     #[inline(always)]
-    fn score<S: Simd>(&self, simd: S, heads: Range<usize>, from: usize, keys: Rows<'_>, scores: &mut [f32]) {
+    fn score<S: Simd>(
+        &self,
+        simd: S,
+        queries: Rows<'_>,
+        heads: Range<usize>,
+        from: usize,
+        keys: Rows<'_>,
+        scores: &mut [f32],
+    ) {
         for rows in self.blocks(heads, from) {
-            let queries = self.queries.span(rows.clone());
+            let queries = queries.span(rows.clone());
             let out = &mut scores[rows.start * keys.count..rows.end * keys.count];
             rows::scores(simd, queries, keys, out, keys.count);
         }

@@ -37,17 +37,31 @@ impl Made<'_> {
         first.map_or(0, |(columns, _)| columns.start)..last.map_or(0, |(columns, _)| columns.end)
     }
 
-    /// `W_ukᵀ q` for some kv heads: row-major `[rows, span]`.
+    /// `W_ukᵀ q` for some kv heads, behind what reads the shared key: row-major `[rows, d_rope + span]`.
     ///
     /// # Shapes
-    /// - `queries`: `[rows, d_head]`, `rows_a_head` of each head
-    pub(super) fn to_latents(&self, queries: Rows<'_>, heads: Range<usize>, rows_a_head: usize) -> Vec<f32> {
-        let width = self.span().len();
+    /// - `queries`: `[rows, d_head]`, `shared`: `[rows, d_rope]`, `rows_a_head` of each head
+    pub(super) fn to_latents(
+        &self,
+        queries: Rows<'_>,
+        shared: Option<Rows<'_>>,
+        heads: Range<usize>,
+        rows_a_head: usize,
+    ) -> Vec<f32> {
+        let d_rope = shared.map_or(0, |shared| shared.width);
+        let width = d_rope + self.span().len();
         let mut out = vec![0.0; queries.count * width];
         out.par_chunks_mut((rows_a_head * width).max(1)).zip(heads).enumerate().for_each(
             |(at, (out, head))| {
-                let queries = queries.span(at * rows_a_head..(at + 1) * rows_a_head);
-                pulp::Arch::new().dispatch(ToLatents { made: self, head, queries, out });
+                let rows = at * rows_a_head..(at + 1) * rows_a_head;
+                if let Some(shared) = shared {
+                    for (row, out) in rows.clone().zip(out.chunks_exact_mut(width)) {
+                        out[..d_rope].copy_from_slice(shared.row(row));
+                    }
+                }
+                let queries = queries.span(rows);
+                let out = &mut out[d_rope..];
+                pulp::Arch::new().dispatch(ToLatents { made: self, head, queries, out, stride: width });
             },
         );
         out
@@ -105,6 +119,8 @@ struct ToLatents<'m, 'a> {
     head: usize,
     queries: Rows<'m>,
     out: &'m mut [f32],
+    /// Numbers from a row of `out` to the next.
+    stride: usize,
 }
 
 impl WithSimd for ToLatents<'_, '_> {
@@ -112,12 +128,12 @@ impl WithSimd for ToLatents<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { made, head, queries, out } = self;
+        let Self { made, head, queries, out, stride } = self;
         let (span, d_head) = (made.span(), queries.width);
         for (columns, weight) in &made.terms {
             let weight = weight.columns(head * d_head..(head + 1) * d_head);
             let out = &mut out[columns.start - span.start..];
-            rows::scores(simd, queries, weight, out, span.len());
+            rows::scores(simd, queries, weight, out, stride);
         }
     }
 }

@@ -21,6 +21,7 @@ use super::frame::Frame;
 use super::latent::LatentAttention;
 use super::projections;
 use super::scores::Scores;
+use super::tiled::Asked;
 use crate::cache::Memory;
 use crate::host::Operand;
 use kernel::{Sequence, Shape, Side};
@@ -63,18 +64,22 @@ impl LatentAttention {
     /// Weighted means of values over all that a pass may see. `None` where the tensors are not the CPU's.
     ///
     /// # Shapes
-    /// - `q`: `[batch, n_heads · t_q, d_head]`, scaled, rotated where keys are → the same
+    /// - → `[batch, n_heads · t_q, d_head]`
     pub(super) fn heads_on_host(
         &self,
         paths: Paths,
         tile: usize,
-        q: &Tensor<3>,
+        q: &Asked,
         frame: &Frame,
         layer: usize,
         memory: &Memory<'_>,
     ) -> Option<Tensor<3>> {
-        let [batch, rows, d_head] = q.dims();
-        let queries = Operand::rows(q)?;
+        let [batch, rows, d_head] = q.heads.dims();
+        let queries = Operand::rows(&q.heads)?;
+        let shared = match &q.shared {
+            None => None,
+            Some(shared) => Some(Operand::rows(shared)?),
+        };
         let reads = self.cross.iter().flat_map(|cross| cross.reads.iter().copied());
         let latents = std::iter::once(layer).chain(reads);
         let latents: Vec<_> = latents
@@ -84,18 +89,20 @@ impl LatentAttention {
             })
             .collect::<Option<_>>()?;
         let (keys, values) = (Matrices::of(&self.made_keys())?, Matrices::of(&self.made_values())?);
-        let table = match frame.table(layer) {
+        let turning = frame.table(layer).filter(|_| self.rotates(frame, layer));
+        let table = match turning {
             None => None,
             Some(table) => Some((Operand::rows(&table.cos)?, Operand::rows(&table.sin)?)),
         };
         let shape = shape(&self.scores, frame, layer, tile, [self.queries.n_heads, self.n_kv_heads, d_head])?;
         let sequence = |row: usize| {
-            let rotated = table.as_ref().zip(frame.table(layer)).map(|((cos, sin), table)| {
+            let rotated = table.as_ref().zip(turning).map(|((cos, sin), table)| {
                 let positions = table.rows_of(row);
                 Rotated { cos: cos.at(&[]).span(positions.clone()), sin: sin.at(&[]).span(positions) }
             });
             Sequence {
                 queries: queries.at(&[row]),
+                shared: shared.as_ref().map(|shared| shared.at(&[row])),
                 latents: latents.iter().map(|latents| latents.at(&[row])).collect(),
                 keys: keys.side(paths.keys, rotated),
                 values: values.side(paths.values, None),
@@ -103,7 +110,7 @@ impl LatentAttention {
         };
         let sequences: Vec<_> = (0..batch).map(sequence).collect();
         let heads = kernel::attend(&shape, &sequences);
-        Some(Tensor::from_data(TensorData::new(heads, [batch, rows, d_head]), &q.device()))
+        Some(Tensor::from_data(TensorData::new(heads, [batch, rows, d_head]), &q.heads.device()))
     }
 }
 
@@ -129,7 +136,7 @@ pub(super) fn attend_cached(
     let sequence = |row: usize| {
         let [keys, values] =
             [&k, &v].map(|side| Side::Cached((0..n_kv_heads).map(|head| side.at(&[row, head])).collect()));
-        Sequence { queries: queries.at(&[row]), latents: Vec::new(), keys, values }
+        Sequence { queries: queries.at(&[row]), shared: None, latents: Vec::new(), keys, values }
     };
     let sequences: Vec<_> = (0..batch).map(sequence).collect();
     let shape = shape(scores, frame, layer, TILE, [n_heads, n_kv_heads, d_head])?;
