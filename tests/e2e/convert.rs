@@ -86,12 +86,41 @@ fn the_configuration_is_the_donors_and_a_section_more() {
         "objective": "weights",
         "layers": [ranks, ranks, ranks],
         "store_original_weights": false,
+        "donor": { "model_type": "mistral", "architectures": ["MistralForCausalLM"] },
     });
     assert_eq!(config["mla"], section);
     config.as_object_mut().expect("an object").remove("mla");
+    // Whoever does not know latents is not to take the folder for its donor.
+    assert_eq!(
+        (&config["model_type"], &config["architectures"]),
+        (&json!("shrink"), &json!(["ShrinkForCausalLM"]))
+    );
+    for field in ["model_type", "architectures"] {
+        config[field] = section["donor"][field].clone();
+    }
     let donor: Value =
         serde_json::from_slice(&std::fs::read(golden("mistral/config.json")).expect("a file")).expect("JSON");
     assert_eq!(config, donor);
+}
+
+/// As folders were written before they had a name of their own.
+#[test]
+fn a_folder_under_its_donors_name_is_read_as_ever() {
+    let scratch = convert("mistral", &["-r", "2", "--no-calibration"]);
+    let out = scratch.path("out");
+    let before = perplexity(&out);
+    let mut config = scratch.read_json("out/config.json");
+    for field in ["model_type", "architectures"] {
+        config[field] = config["mla"]["donor"][field].clone();
+    }
+    config["mla"].as_object_mut().expect("an object").remove("donor");
+    scratch.write("out/config.json", config.to_string());
+    assert_eq!(perplexity(&out).to_bits(), before.to_bits());
+    config["model_type"] = json!("shrink");
+    scratch.write("out/config.json", config.to_string());
+    let run = crate::program::shrink(&["inspect", &out]);
+    assert_eq!(run.code, Some(1));
+    assert!(run.stderr.contains("mla.donor"), "{}", run.stderr);
 }
 
 #[test]

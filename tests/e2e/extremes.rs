@@ -38,6 +38,8 @@ type Line = Vec<(&'static str, String)>;
 struct World {
     scratch: Scratch,
     converted: String,
+    /// In DeepSeek's form, with a latent so narrow that every number pads it.
+    shared: String,
     text: String,
 }
 
@@ -57,9 +59,24 @@ impl World {
             "separate",
         ];
         shrink(&args).text();
+        let shared = scratch.path("shared");
+        let args = [
+            "convert",
+            &golden("llama"),
+            "-o",
+            &shared,
+            "--d-latent",
+            "1",
+            "--d-rope",
+            "6",
+            "--calibration",
+            "builtin",
+        ];
+        let more = ["--method", "deepseek", "--layout", "deepseek", "--num-calibration-samples", "8"];
+        shrink(&[&args[..], &more, &["--max-calibration-length", "32"]].concat()).text();
         let text =
             scratch.write("text.txt", "It was the best of times, it was the worst of times. ".repeat(8));
-        Self { scratch, converted, text }
+        Self { scratch, converted, shared, text }
     }
 
     /// A run of a command that takes a moment, with what a flag needs beside it.
@@ -103,6 +120,7 @@ impl World {
                 ("--num-epochs", "1"),
                 ("--max-steps", "1"),
             ]),
+            "export" => of(&[("", &self.shared), ("-o", &out), ("--format", "deepseek")]),
             "eval" => of(&[
                 ("", &self.converted),
                 ("--data", &self.text),

@@ -17,6 +17,7 @@ mod convert;
 mod demo;
 mod devices;
 mod eval;
+mod export;
 mod extremes;
 mod fisher;
 mod folder;

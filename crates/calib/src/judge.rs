@@ -5,7 +5,8 @@
 //! activations that the compressed layers before it produce.
 
 use burn::tensor::{Device, Tensor};
-use mla_core::decoder::frame;
+use mla_core::attention::Frame;
+use mla_core::decoder::frame as frame_of;
 use mla_core::{Attention, Block, Memory, Padding, Patch, WeightSource};
 
 use crate::error::Error;
@@ -43,13 +44,15 @@ pub fn judge<S: WeightSource>(
     let n_layers = config.n_layers();
     let windows = Windows::new(windows);
     observer.phase("measuring", n_layers + 1);
-    let frame = frame(config, &Padding::none(1), windows.length(), device);
+    let frame = frame_of(config, &Padding::none(1), windows.length(), device);
     let mut donor = Stream::embed(source, windows, device, scratch)?;
     let mut runs = Vec::with_capacity(candidates.len());
     for factors in candidates {
         let stream = Stream::embed(source, windows, device, scratch)?;
         let memories = (0..stream.len()).map(|_| Memory::of_pass(factors.config())).collect();
-        runs.push(Run { factors, stream, memories, errors: Vec::with_capacity(n_layers) });
+        // A candidate may turn by a rotary embedding that the donor has not got.
+        let frame = frame_of(factors.config(), &Padding::none(1), windows.length(), device);
+        runs.push(Run { factors, frame, stream, memories, errors: Vec::with_capacity(n_layers) });
     }
     for layer in 0..n_layers {
         let block = Block::load(source, layer, device)?;
@@ -72,15 +75,15 @@ pub fn judge<S: WeightSource>(
                 let h = block.attention_input(x.clone());
                 let memory = &mut run.memories[batch];
                 let attended = match attention {
-                    Attention::Grouped(_) => attention.forward(h, &frame, layer, memory),
+                    Attention::Grouped(_) => attention.forward(h, &run.frame, layer, memory),
                     Attention::Latent(latent) => {
-                        let known = latent.project(h.clone(), &frame, layer, memory);
+                        let known = latent.project(h.clone(), &run.frame, layer, memory);
                         // Keys beside a shared one stand for something else than the donor's.
                         if known.shared.is_none() {
                             sums[0].add(&known.keys, &true_k);
                         }
                         sums[1].add(&known.values, &true_v);
-                        latent.attend(h, known, &frame, layer)
+                        latent.attend(h, known, &run.frame, layer)
                     }
                 };
                 run.stream.replace(batch, StoredTensor::keep(scratch, block.after_attention(x, attended))?);
@@ -123,6 +126,7 @@ pub fn judge<S: WeightSource>(
 /// A candidate on its way through the layers.
 struct Run<'a> {
     factors: &'a Factors,
+    frame: Frame,
     stream: Stream,
     memories: Vec<Memory<'static>>,
     errors: Vec<Option<MeasuredError>>,

@@ -250,9 +250,13 @@ impl Plan {
             true => Ok(()),
             false => Err(Error::Layers { what, found, least, most }),
         };
+        // Before the width, of which the latent has what the shared key leaves.
+        if let Method::Deepseek(deepseek) = self.method {
+            deepseek.check(config, self.objective)?;
+        }
         let d_latent = self.d_latent(config)?;
         match self.method {
-            Method::Separate | Method::Joint => {}
+            Method::Separate | Method::Joint | Method::Deepseek(_) => {}
             Method::Xkv(xkv) => {
                 layers("cross-layer group size", xkv.group_size, 1, n_layers)?;
                 layers("number of early layers to skip", xkv.skip_early_layers, 0, n_layers - 1)?;
@@ -263,7 +267,6 @@ impl Plan {
                     return Err(Error::RopeWidth { found: d_rope, d_latent, paired });
                 }
             }
-            Method::Deepseek(deepseek) => deepseek.check(config, self.objective)?,
             Method::Cascade(cascade) => {
                 layers("cascade window", cascade.window, 0, n_layers - 1)?;
                 if let Some(group) = cascade.group {

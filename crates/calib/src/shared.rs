@@ -41,9 +41,9 @@ pub struct Turning {
     /// What scores of rotated dimensions are multiplied by (the square of YaRN's and LongRoPE's attention factor).
     pub loudness: f64,
     /// Distance within which a rotation is worth most.
-    pub reach: f64,
+    pub reach: Vec<f64>,
     /// Mean distance over which the rotation of what is not rotated any more is averaged.
-    pub near: f64,
+    pub near: Vec<f64>,
 }
 
 impl Turning {
@@ -54,20 +54,21 @@ impl Turning {
             d_rotary: rope.d_rotary,
             frequencies: rope.frequencies(length),
             loudness: rope.amplitude * rope.amplitude,
-            reach: REACH,
-            near: NEAR,
+            reach: vec![REACH],
+            near: vec![NEAR],
         }
     }
 
     /// What is lost of a component that varies by `variance` if it turns by another frequency than its own, which is `off` away.
-    fn lost(&self, variance: f64, off: f64) -> f64 {
-        let x = (off * self.reach).powi(2);
-        variance * x / (1.0 + x)
+    pub fn lost(&self, variance: f64, off: f64) -> f64 {
+        let mean: f64 = self.reach.iter().map(|reach| (off * reach).powi(2)).map(|x| x / (1.0 + x)).sum();
+        variance * mean / self.reach.len() as f64
     }
 
     /// The mean of `exp(i · off · Δ)` over distances of mean `near`.
     fn mean_turn(&self, off: f64) -> c64 {
-        c64::new(1.0, 0.0) / c64::new(1.0, -off * self.near)
+        let sum: c64 = self.near.iter().map(|near| c64::new(1.0, 0.0) / c64::new(1.0, -off * near)).sum();
+        sum / self.near.len() as f64
     }
 }
 

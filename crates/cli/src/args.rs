@@ -1,10 +1,12 @@
 //! The command line, parsed low; values are checked against the model where they are used.
 
+mod exporting;
 mod factorising;
 mod ranges;
 mod running;
 mod training;
 
+pub use exporting::{ExportArgs, Format};
 pub use factorising::{
     CalibrationArgs, Latents, Layout, Method, MethodArgs, Objective, Ranks, StatisticsArgs,
 };
@@ -66,6 +68,8 @@ pub enum Command {
     Compare(CompareArgs),
     /// Train the latent matrices of a converted model, and nothing else
     Train(TrainArgs),
+    /// Hand a converted model to other programs: transformers, vLLM, SGLang
+    Export(ExportArgs),
     /// Measure perplexity, and the distance to a donor
     Eval(EvalArgs),
     /// Continue a prompt from the (latent) cache

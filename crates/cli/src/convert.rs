@@ -1,7 +1,7 @@
 //! The conversion from folder to folder: handlers → calib → handlers.
 
 use calib::{Conversion, Goal, Method, Objective, Plan, Scratch, Search, Text, Width};
-use handlers::{Dtype, FolderPlan, MlaSection, Model, Output, Written, write_folder};
+use handlers::{Dtype, FolderLayout, FolderPlan, MlaSection, Model, Output, Written, write_folder};
 use mla_core::{CacheDtype, Patch, WeightSource};
 
 use crate::calibration::Calibration;
@@ -135,7 +135,7 @@ pub fn write(
 ///
 /// # Errors
 /// As [`write_folder`].
-pub fn write_shown(session: &Session, plan: &FolderPlan<'_>, output: Output) -> anyhow::Result<Written> {
+pub fn write_shown(session: &Session, plan: &dyn FolderLayout, output: Output) -> anyhow::Result<Written> {
     let task = std::sync::Mutex::new(session.ui.task("writing (MB)", 0));
     let on_bytes = |done: u64, total: u64| {
         if let Ok(mut task) = task.lock() {

@@ -10,6 +10,14 @@ use crate::detect::Unsuited;
 #[derive(Debug, ThisError)]
 #[non_exhaustive]
 pub enum Error {
+    /// A model that a layout cannot say.
+    #[error("the model cannot be written as {format}: {reason}")]
+    Export {
+        /// The layout.
+        format: &'static str,
+        /// Why, and what works.
+        reason: String,
+    },
     /// A file could not be read, written or renamed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -300,6 +308,7 @@ impl Error {
     /// What the user can do about it.
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            Error::Export { .. } => "shrink help export says what each format takes".into(),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "free some space or choose another output folder; nothing was left behind".into()
             }

@@ -2,6 +2,7 @@
 //!
 //! [`LayerRanks`] is one entry of it; `mla/tensors.rs` names the latent tensors it implies.
 
+pub(crate) mod identity;
 mod ranks;
 mod tensors;
 

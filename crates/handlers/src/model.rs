@@ -11,7 +11,7 @@ use crate::checkpoint::{Checkpoint, Dtype};
 use crate::config_json::ConfigJson;
 use crate::error::Error;
 use crate::generation::GenerationConfig;
-use crate::mla::MlaSection;
+use crate::mla::{MlaSection, identity};
 use crate::registry::Registry;
 use crate::spec::{Layout, TensorSpec};
 
@@ -24,7 +24,7 @@ pub fn read_config(
     registry: &Registry,
 ) -> Result<(ConfigJson, DecoderConfig, Option<MlaSection>), Error> {
     let path: PathBuf = if path.is_dir() { path.join("config.json") } else { path.into() };
-    let json = ConfigJson::read(&path)?;
+    let json = identity::donors(ConfigJson::read(&path)?)?;
     let donor = registry.handler(&json)?.config(&json)?;
     bounds::check(&path, &donor)?;
     let section = MlaSection::read(&json, &donor)?;
@@ -108,6 +108,21 @@ impl Model {
         &self.specs
     }
 
+    /// The tensors of the family, as the donor has them and under the names that this checkpoint uses.
+    ///
+    /// # Errors
+    /// When the registry does not know the family any more.
+    pub fn donor_specs(&self, registry: &Registry) -> Result<Vec<TensorSpec>, Error> {
+        let handler = registry.handler(&self.json)?;
+        let mut specs = handler.tensors(&self.config.donor());
+        let head = specs.first().map(|spec| spec.key.clone()).unwrap_or_default();
+        let used = |prefix: &&&str| self.checkpoint.get(&format!("{prefix}{head}")).is_some();
+        if let Some(prefix) = handler.prefixes().iter().find(used) {
+            specs.iter_mut().for_each(|spec| spec.key.insert_str(0, prefix));
+        }
+        Ok(specs)
+    }
+
     /// Tensors in the files that the architecture has no use for.
     pub fn unused(&self) -> &[String] {
         &self.unused
@@ -160,6 +175,17 @@ impl Model {
             None => Ok((values, spec)),
             Some(index) => Err(self.not_finite(&spec.key, index, values[index])),
         }
+    }
+
+    /// The shape of a slot: of a vector one number, of a matrix `[d_out, d_in]`.
+    pub(crate) fn shape(&self, slot: Slot) -> Result<Vec<usize>, Error> {
+        let spec = self.spec(slot)?;
+        let [d_out, d_in] = spec.slot_shape();
+        Ok(if spec.shape.len() - usize::from(spec.expert.is_some()) == 1 {
+            vec![d_out]
+        } else {
+            vec![d_out, d_in]
+        })
     }
 
     pub(crate) fn not_finite(&self, key: &str, index: usize, value: f32) -> Error {

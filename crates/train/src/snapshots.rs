@@ -10,7 +10,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
-use mla_core::{LayerSlot, Matrix, Slot};
+use mla_core::{LayerSlot, Matrix, Part, Slot};
 use safetensors::tensor::TensorView;
 use safetensors::{Dtype, SafeTensors};
 use serde::{Deserialize, Serialize};
@@ -27,7 +27,8 @@ const BEST: &str = "best";
 const HEADER: &str = "shrink";
 const DIGEST: &str = "sha256";
 /// Slots that train, by the names they have in a snapshot.
-const SLOTS: [(&str, LayerSlot); 8] = [
+const SLOTS: [(&str, LayerSlot); 9] = [
+    ("down_shared", LayerSlot::DownShared(Part::Weight)),
     ("down_k", LayerSlot::DownKey),
     ("up_k", LayerSlot::UpKey),
     ("down_v", LayerSlot::DownValue),

@@ -10,6 +10,8 @@ use train::Settings;
 
 /// The most that is ever counted on a command line: products of two such numbers fit 64 bits.
 const MOST: u64 = Settings::MOST;
+/// The largest rank that a latent is padded to.
+const MOST_RANK: u64 = 16_384;
 /// More threads than a machine has processors only wait.
 const THREADS: u64 = 1024;
 /// Repetitions that are not bounded by a text or a model, and bring nothing any more long before this.
@@ -27,6 +29,11 @@ pub fn any_count() -> RangedU64ValueParser<usize> {
 /// 1, 2, 3, …
 pub fn count() -> RangedU64ValueParser<usize> {
     (1..=MOST).into()
+}
+
+/// Numbers that a latent is padded to: more than any kernel knows is a slip.
+pub fn rank() -> RangedU64ValueParser<usize> {
+    (1..=MOST_RANK).into()
 }
 
 /// Tokens of a window: two at least, of which the first predicts the second.

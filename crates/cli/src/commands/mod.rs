@@ -7,6 +7,7 @@ pub mod convert;
 pub mod demo;
 pub mod devices;
 pub mod eval;
+pub mod export;
 #[cfg(test)]
 mod extremes;
 pub mod generate;

@@ -1,0 +1,59 @@
+//! How a converted model is handed to other programs.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::{StoreDtype, ranges};
+
+/// `shrink export`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shrink convert ./smollm2 -o smollm2-2x -r 2 --method deepseek --layout deepseek --calibration corpus.txt
+  shrink export smollm2-2x -o smollm2-2x-hf --format deepseek
+  shrink export smollm2-2x -o smollm2-2x-mla --format deepseek --pad-rank 512
+  shrink export llama-joint-4x -o llama-joint-dense --format dense
+
+deepseek  DeepseekV3ForCausalLM, which transformers, vLLM and SGLang run with their own kernels and the latent in their cache.
+          For models converted with --method deepseek --layout deepseek whose family has RMSNorm, a SiLU MLP and no biases,
+          windows, norms of queries and keys, bounds or scaled RoPE.
+dense     The donor's own architecture with the conversion's W_k and W_v: it runs wherever the donor does, with the conversion's
+          loss and the donor's cache. For separate, joint, xkv and decoupled_rope.")]
+pub struct ExportArgs {
+    /// A converted folder or hub id
+    pub model: String,
+    /// Folder to write
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// What to write
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    pub format: Format,
+    /// Type of every stored tensor [default: bf16 for deepseek, the folder's for dense]
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub dtype: Option<StoreDtype>,
+    /// deepseek: pad the latent with zeros to a rank that a kernel wants, 512 for most
+    #[arg(long, value_name = "RANK", value_parser = ranges::rank())]
+    pub pad_rank: Option<usize>,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub force: bool,
+}
+
+/// What other programs read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// `DeepseekV3ForCausalLM`.
+    Deepseek,
+    /// The donor's own architecture.
+    Dense,
+}
+
+impl Format {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Format::Deepseek => "deepseek",
+            Format::Dense => "dense",
+        }
+    }
+}

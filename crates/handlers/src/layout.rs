@@ -1,0 +1,92 @@
+//! How a folder spells a model: one configuration, one list of tensors, further files.
+//!
+//! A [`FolderLayout`] says what is to be in a folder, and [`write_folder`](crate::write_folder) puts it there, a tensor at a
+//! time. [`FolderPlan`](mla::FolderPlan) is our own.
+
+pub mod deepseek;
+pub mod dense;
+pub mod mla;
+
+use std::path::Path;
+
+use serde_json::{Map, Value};
+
+use crate::checkpoint::Dtype;
+use crate::error::Error;
+use crate::model::Model;
+
+/// What a folder is to hold.
+pub trait FolderLayout {
+    /// `config.json`.
+    fn config(&self) -> Map<String, Value>;
+
+    /// The tensors, in the order in which they are written.
+    ///
+    /// # Errors
+    /// When the model's tensors cannot be told.
+    fn tensors(&self) -> Result<Vec<Encoded<'_>>, Error>;
+
+    /// Further files, by name: the model card, the provenance. To `shrink.json`, an object, the list of all files is added;
+    /// without one it holds that alone.
+    fn extras(&self) -> &[(String, Vec<u8>)];
+
+    /// The folder whose tokenizer, licence and other companions go along.
+    fn companions(&self) -> &Path;
+
+    /// Bytes of one shard at most (one tensor may exceed it).
+    fn max_shard_bytes(&self) -> u64;
+}
+
+/// A tensor to be written, made when its turn comes.
+pub struct Encoded<'a> {
+    /// Its name.
+    pub key: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its type.
+    pub dtype: Dtype,
+    /// Its numbers in that type, row-major; checked to be finite and to fit.
+    pub bytes: Box<dyn Fn() -> Result<Vec<u8>, Error> + 'a>,
+}
+
+impl Encoded<'_> {
+    /// Bytes that it takes.
+    pub fn size(&self) -> u64 {
+        (self.shape.iter().product::<usize>() * self.dtype.bytes()) as u64
+    }
+}
+
+/// Numbers in a type, if they all fit.
+pub(crate) fn cast(key: &str, values: &[f32], dtype: Dtype) -> Result<Vec<u8>, Error> {
+    let overflow = |value| Error::Overflow { key: key.to_owned(), value, dtype: dtype.name() };
+    dtype.encode(values).map_err(overflow)
+}
+
+pub(crate) fn check_finite(donor: &Model, key: &str, values: &[f32]) -> Result<(), Error> {
+    match values.iter().position(|v| !v.is_finite()) {
+        None => Ok(()),
+        Some(index) => Err(donor.not_finite(key, index, values[index])),
+    }
+}
+
+/// A tensor of a donor as it is stored, in another type where that is asked for.
+pub(crate) fn stored(donor: &Model, key: &str, dtype: Dtype) -> Result<Vec<u8>, Error> {
+    let checkpoint = donor.checkpoint();
+    let tensor = checkpoint.get(key).expect("the donor's tensors were found when it was opened");
+    let found = checkpoint.dtype(key, tensor)?;
+    let bytes = checkpoint.read(tensor)?;
+    if let Some((index, value)) = found.first_not_finite(&bytes) {
+        return Err(donor.not_finite(key, index, value));
+    }
+    if found == dtype {
+        return Ok(bytes);
+    }
+    let mut values = Vec::with_capacity(bytes.len() / found.bytes());
+    found.decode(&bytes, &mut values);
+    cast(key, &values, dtype)
+}
+
+/// `[rows, cols]` → `[cols, rows]`, row-major.
+pub(crate) fn transpose(values: &[f32], rows: usize, cols: usize) -> Vec<f32> {
+    (0..cols).flat_map(|c| (0..rows).map(move |r| values[r * cols + c])).collect()
+}

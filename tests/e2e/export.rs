@@ -1,0 +1,185 @@
+//! Converted models as other programs know them.
+
+use serde_json::{Value, json};
+
+use crate::folder::{Scratch, golden};
+use crate::program::{Run, assert_close, number, shrink};
+
+const FEW: [&str; 6] =
+    ["--calibration", "builtin", "--num-calibration-samples", "16", "--max-calibration-length", "40"];
+
+/// Converts a twin to `OUT/latent`.
+fn convert(scratch: &Scratch, twin: &str, args: &[&str]) -> String {
+    let out = scratch.path("latent");
+    let line = ["convert", &golden(twin), "-o", &out, "--force", "--quiet"];
+    shrink(&[&line[..], &FEW, &["-r", "2"], args].concat()).text();
+    out
+}
+
+fn export(from: &str, to: &str, args: &[&str]) -> Run {
+    shrink(&[&["export", from, "-o", to, "--quiet"], args].concat())
+}
+
+fn eval(model: &str) -> f64 {
+    let heldout = golden("demo/heldout.txt");
+    let args =
+        ["eval", model, "--data", &heldout, "--max-length", "40", "--windows", "4", "--json", "--quiet"];
+    number(&shrink(&args).json(), "perplexity")
+}
+
+fn refused(run: &Run, what: &str) {
+    assert_eq!(run.code, Some(1), "{run:#?}");
+    assert!(run.stderr.contains(what), "{what}: {}", run.stderr);
+}
+
+const SERIES: [&str; 6] = ["--method", "deepseek", "--layout", "deepseek", "--d-rope", "6"];
+
+#[test]
+fn a_dense_folder_is_the_conversion_in_the_donors_architecture() {
+    for (twin, method) in [
+        ("llama", &["--method", "separate"][..]),
+        ("qwen2", &["--method", "joint"]),
+        ("gpt2", &["--method", "joint"]),
+        ("phi3", &["--method", "separate"]),
+        ("gpt-neox", &["--method", "joint"]),
+        ("mixtral", &["--method", "xkv", "--cross-layer-group-size", "2", "--ranks", "uniform"]),
+        ("mistral", &["--method", "decoupled_rope", "--d-rope", "4"]),
+    ] {
+        let scratch = Scratch::new();
+        let (latent, dense) = (convert(&scratch, twin, method), scratch.path("dense"));
+        let report = export(&latent, &dense, &["--format", "dense", "--json"]).json();
+        assert_eq!(report["format"], "dense");
+        assert_close(eval(&dense), eval(&latent), 1e-5);
+        let config = scratch.read_json("dense/config.json");
+        let donor: Value =
+            serde_json::from_slice(&std::fs::read(golden(&format!("{twin}/config.json"))).expect("a file"))
+                .expect("JSON");
+        assert_eq!(config, donor, "{twin}");
+        let shown = shrink(&["inspect", &dense, "--json"]).json();
+        assert_eq!(shown["mla"], Value::Null, "{twin}");
+    }
+}
+
+#[test]
+fn what_no_projection_can_say_is_refused() {
+    let scratch = Scratch::new();
+    let dense = scratch.path("dense");
+    for (twin, method, what) in [
+        ("llama", &["--method", "cascade"][..], "cascade"),
+        ("llama", &SERIES, "--format deepseek"),
+        ("qwen3", &["--method", "joint"], "normed"),
+    ] {
+        let latent = convert(&scratch, twin, method);
+        refused(&export(&latent, &dense, &["--format", "dense"]), what);
+    }
+    refused(&export(&golden("llama"), &dense, &["--format", "dense"]), "not a converted model");
+    assert!(!std::path::Path::new(&dense).exists());
+}
+
+#[test]
+fn a_deepseek_folder_has_the_names_and_sizes_of_deepseeks() {
+    let scratch = Scratch::new();
+    let latent = convert(&scratch, "llama", &SERIES);
+    let out = scratch.path("out");
+    let report = export(&latent, &out, &["--format", "deepseek", "--pad-rank", "32", "--json"]).json();
+    let config = scratch.read_json("out/config.json");
+    assert_eq!(config["architectures"], json!(["DeepseekV3ForCausalLM"]));
+    assert_eq!((&config["kv_lora_rank"], &config["qk_rope_head_dim"]), (&json!(32), &json!(6)));
+    assert_eq!(config["torch_dtype"], "bfloat16");
+    let layers = number(&config, "num_hidden_layers");
+    assert_eq!(number(&report, "cache_bytes_a_token"), (32.0 + 6.0) * layers * 2.0);
+    let record = scratch.read_json("out/shrink.json");
+    assert_eq!(record["export"]["format"], "deepseek");
+    // Written by shrink, it may be replaced; without being told it is not.
+    refused(&export(&latent, &out, &["--format", "deepseek"]), "exists");
+    export(&latent, &out, &["--format", "deepseek", "--dtype", "f32", "--force"]).text();
+    assert_eq!(scratch.read_json("out/config.json")["torch_dtype"], "float32");
+    // It is a model with latents of its own, which is not converted again.
+    refused(&shrink(&["inspect", &out]), "deepseek_v3");
+}
+
+#[test]
+fn what_deepseeks_layout_cannot_say_is_refused() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    let to_deepseek =
+        |latent: &str, more: &[&str]| export(latent, &out, &[&["--format", "deepseek"], more].concat());
+    for (twin, method, what) in [
+        ("llama", &["--method", "joint"][..], "--layout deepseek"),
+        ("llama", &["--method", "deepseek", "--d-rope", "4"], "--layout deepseek"),
+        ("qwen2", &SERIES, "biases"),
+        ("mixtral", &SERIES, "MLP"),
+        ("ministral", &SERIES, "windows"),
+        ("qwen3", &["--method", "deepseek", "--d-rope", "4"], "norm of queries"),
+    ] {
+        let latent = convert(&scratch, twin, method);
+        refused(&to_deepseek(&latent, &[]), what);
+    }
+    let latent = convert(&scratch, "llama", &SERIES);
+    refused(&to_deepseek(&latent, &["--dtype", "f16"]), "bf16");
+    refused(&to_deepseek(&latent, &["--pad-rank", "2"]), "cannot be padded to 2");
+    refused(&export(&latent, &out, &["--format", "dense", "--pad-rank", "24"]), "--pad-rank");
+    refused(&export(&latent, &latent, &["--format", "deepseek", "--force"]), "latent");
+    assert!(!std::path::Path::new(&out).exists());
+}
+
+#[test]
+fn a_shared_key_that_does_not_fit_is_refused() {
+    let scratch = Scratch::new();
+    let out = scratch.path("out");
+    for (twin, args, what) in [
+        ("llama", &["--d-rope", "5"][..], "even"),
+        ("llama", &["--d-rope", "400"], "even number from 2 to"),
+        ("llama", &["--d-rope", "16", "-r", "4"], "that the ratio leaves"),
+        ("gpt2", &["--d-rope", "4"], "no rotary embedding"),
+        ("llama", &["--d-rope", "4", "--objective", "mse"], "fisher"),
+        ("llama", &["--d-rope", "4", "--sequential"], "--sequential"),
+        ("llama-yarn", &["--d-rope", "4", "--layout", "deepseek"], "scaled"),
+        ("smollm3", &["--d-rope", "4", "--layout", "deepseek"], "all layers"),
+        ("llama", &["--d-rope", "4", "--layout", "deepseek", "--ranks", "global"], "uniform"),
+    ] {
+        let line = ["convert", &golden(twin), "-o", &out, "--method", "deepseek", "--quiet"];
+        refused(&shrink(&[&line[..], &FEW, args].concat()), what);
+    }
+    let line = ["convert", &golden("llama"), "-o", &out, "--method", "joint", "--layout", "free"];
+    refused(&shrink(&[&line[..], &FEW].concat()), "--method deepseek");
+    assert!(!std::path::Path::new(&out).exists());
+}
+
+#[test]
+fn a_model_with_a_shared_key_trains_is_cut_short_and_is_quantised() {
+    let scratch = Scratch::new();
+    let latent = convert(&scratch, "qwen2", &["--method", "deepseek", "--d-rope", "4", "--ranks", "global"]);
+    let heldout = golden("demo/heldout.txt");
+    let run = |more: &[&str]| {
+        let args = [
+            "eval",
+            &latent,
+            "--data",
+            &heldout,
+            "--max-length",
+            "40",
+            "--windows",
+            "4",
+            "--json",
+            "--quiet",
+        ];
+        shrink(&[&args[..], more].concat()).json()
+    };
+    let whole = number(&run(&[]), "perplexity");
+    for dtype in ["bf16", "int8"] {
+        assert_close(number(&run(&["--cache-dtype", dtype]), "perplexity"), whole, 2e-2);
+    }
+    let shorter = run(&["--compression-ratio", "3"]);
+    assert!(number(&shorter, "perplexity").is_finite());
+    let tuned = scratch.path("tuned");
+    let train = |loss: &str| {
+        let line = ["train", &latent, "-o", &tuned, "--data", &heldout, "--loss", loss, "--max-steps", "3"];
+        let more = ["--max-length", "32", "--batch-size", "2", "--quiet", "--teacher", &golden("qwen2")];
+        shrink(&[&line[..], &more].concat())
+    };
+    refused(&train("reconstruction"), "shared key");
+    train("kl").text();
+    shrink(&["check", &tuned]).text();
+    assert!((eval(&tuned) - whole).abs() > 1e-6, "training moved it");
+}
