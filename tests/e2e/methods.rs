@@ -295,6 +295,18 @@ fn auto_shows_what_it_tried_and_takes_the_cheapest_of_the_best() {
     }
 }
 
+/// Layers that see all would have those with a window keep all.
+#[test]
+fn auto_leaves_cascade_out_where_it_would_keep_what_windows_let_go() {
+    let (scratch, donor) = (Scratch::new(), golden("gemma3"));
+    let args = ["convert", &donor, "-o", &scratch.path("out"), "-r", "2", "--json"];
+    let run = shrink(&[&args[..], &FEW].concat());
+    assert!(run.stderr.contains("cascade is left out"), "{}", run.stderr);
+    let found = run.json();
+    assert!(found["trials"].as_array().expect("trials").iter().all(|trial| trial["method"] != "cascade"));
+    assert!(number(&found, "cache_ratio") > 1.0);
+}
+
 #[test]
 fn a_seed_and_memory_change_what_they_say_and_nothing_else() {
     let (scratch, donor) = (Scratch::new(), golden("qwen2"));

@@ -40,9 +40,9 @@ pub struct Turning {
     pub frequencies: Vec<f64>,
     /// What scores of rotated dimensions are multiplied by (the square of YaRN's and LongRoPE's attention factor).
     pub loudness: f64,
-    /// Distance within which a rotation is worth most.
+    /// Distances within which a rotation is worth most: what is lost is a mean over them.
     pub reach: Vec<f64>,
-    /// Mean distance over which the rotation of what is not rotated any more is averaged.
+    /// Mean distances over which the rotation of what is not rotated any more is averaged.
     pub near: Vec<f64>,
 }
 

@@ -237,6 +237,15 @@ fn cascades(
     all
 }
 
+/// Whether the cache of a cascade would be larger than that of other methods at the same ratio: where layers that see all read
+/// the latents of layers with a window, which then keep every token.
+pub fn cascade_keeps_more(config: &DecoderConfig, width: Width) -> bool {
+    let window = CASCADE_WINDOW.min(config.n_layers().saturating_sub(1));
+    let [cascade, joint] = [calib::Method::Cascade(Cascade::of_window(window)), calib::Method::Joint]
+        .map(|method| calib::uniform_latents(config, method, width).map(|graph| calib::cache_ratio(&graph)));
+    cascade.ok().zip(joint.ok()).is_some_and(|(cascade, joint)| cascade < 0.9 * joint)
+}
+
 fn methods(args: &MethodArgs, calibrated: bool, config: &DecoderConfig) -> Vec<calib::Method> {
     let n_layers = config.n_layers();
     let cascade = calib::Method::Cascade(Cascade {

@@ -44,8 +44,8 @@ fn reference() -> (Components, Turning, Mat64) {
         d_rotary: size(&golden["d_rotary"]),
         frequencies: numbers(&golden["frequencies"]),
         loudness: golden["loudness"].as_f64().expect("a number"),
-        reach: 100.0,
-        near: 3.0,
+        reach: vec![100.0],
+        near: vec![3.0],
     };
     let (moment, metric) = (square(numbers(&golden["moment"])), square(numbers(&golden["metric"])));
     (Components::new(&moment, &metric, &turning).expect("finite"), turning, moment)
@@ -87,7 +87,7 @@ fn rotated(x: &Mat64, width: usize, angles: &[f64]) -> Mat64 {
 fn what_a_head_reads_of_the_rotated_shared_key_is_its_own_rotated_key() {
     let (components, turning, moment) = reference();
     let d_kv = moment.rows;
-    let still = Turning { near: 0.0, loudness: 1.0, ..turning.clone() };
+    let still = Turning { near: vec![0.0], loudness: 1.0, ..turning.clone() };
     for count in [1, 4, components.count()] {
         let chosen = components.costliest(count, &turning);
         let key = components.split(&chosen, &still, d_kv);

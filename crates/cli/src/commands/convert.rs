@@ -88,6 +88,14 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
             config.n_heads
         ));
     }
+    if args.method.method == Method::Auto
+        && plans::cascade_keeps_more(config, plans::width(args.compression_ratio, args.d_latent))
+        && drop_cascade(&mut request)
+    {
+        session.ui.note(
+            "note: cascade is left out: what layers with a window cache would have to be kept for layers without one",
+        );
+    }
     let forecast_of = |request: &convert::Request| {
         let (donor, text) = (&donor.model, &args.calibration);
         forecast::forecast(session, donor, request, text, scratch_bytes, beside(&args.output))
