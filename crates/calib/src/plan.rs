@@ -44,7 +44,7 @@ pub enum Method {
 /// Parameters of [`Method::Deepseek`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Deepseek {
-    /// Numbers a token of the shared key: an even number.
+    /// Numbers a token of the shared key, in the mean of all layers: an even number.
     pub d_rope: usize,
     /// How the shared key turns.
     pub layout: KeyLayout,
@@ -54,7 +54,7 @@ pub struct Deepseek {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyLayout {
-    /// By the donor's frequencies, those that each layer misses most.
+    /// By the donor's frequencies, those that are missed most, wherever that is.
     Free,
     /// As DeepSeek's: by one series of frequencies, the same in every layer.
     Deepseek,

@@ -5,10 +5,11 @@
 //!
 //! 1. `Z_j = E[z_j z_jᴴ]`, and the metric `M_j = S²` from the Fisher gradients in the same form; `S Z_j S = U Λ Uᴴ`. The
 //!    components `A_j z_j` with `A_j = Uᴴ S` are uncorrelated, and an error in any of them costs the same;
-//! 2. component c of pair j loses about `Λ_cj · x² / (1 + x²)`, `x = θ_j · REACH`, if it is no longer rotated: what turns slowly
-//!    hardly turns within the distances that matter. The components that lose most are the shared key, one pair each;
-//! 3. the others are scored as they are and stand for `exp(iθΔ)` at every distance Δ ≥ 0 by its mean over distances of mean
-//!    `NEAR`, `1 / (1 − iθ · NEAR)`, which goes into the keys. Its phase matters: without it the loss is two to three times
+//! 2. component c of pair j loses about `Λ_cj · x² / (1 + x²)`, `x = θ_j τ'`, if it is no longer rotated, in the mean over the
+//!    distances τ' of `REACH`: what turns slowly hardly turns within the distances that matter. The components that lose most are
+//!    the shared key, one pair each;
+//! 3. the others are scored as they are and stand for `exp(iθΔ)` at every distance Δ ≥ 0 by its mean over distances of mean τ,
+//!    `1 / (1 − iθτ)`, in the mean over the τ of `NEAR`. It goes into the keys. Its phase matters: without it the loss is two to three times
 //!    as large.
 //!
 //! Where only one series of frequencies is to be had, a pair of the shared key may turn a little faster or slower than its
@@ -20,10 +21,10 @@ use mla_core::positions::RopeConfig;
 use crate::error::Error;
 use crate::linalg::{Complex, Mat64, pair_moments};
 
-/// Distance within which a rotation is worth most.
-pub const REACH: f64 = 100.0;
-/// Mean distance over which the rotation of what is not rotated any more is averaged.
-pub const NEAR: f64 = 3.0;
+/// Distances within which a rotation is worth most (docs/ablations.md).
+pub const REACH: [f64; 2] = [10.0, 100.0];
+/// Mean distances over which the rotation of what is not rotated any more is averaged.
+pub const NEAR: [f64; 2] = [1.0, 10.0];
 /// Share of the mean diagonal added to a metric, so that its root can be inverted.
 const RIDGE: f64 = 1e-4;
 /// Of the largest variance of the shared key's pairs: what is smaller counts as this.
@@ -54,13 +55,13 @@ impl Turning {
             d_rotary: rope.d_rotary,
             frequencies: rope.frequencies(length),
             loudness: rope.amplitude * rope.amplitude,
-            reach: vec![REACH],
-            near: vec![NEAR],
+            reach: REACH.to_vec(),
+            near: NEAR.to_vec(),
         }
     }
 
     /// What is lost of a component that varies by `variance` if it turns by another frequency than its own, which is `off` away.
-    pub fn lost(&self, variance: f64, off: f64) -> f64 {
+    fn lost(&self, variance: f64, off: f64) -> f64 {
         let mean: f64 = self.reach.iter().map(|reach| (off * reach).powi(2)).map(|x| x / (1.0 + x)).sum();
         variance * mean / self.reach.len() as f64
     }
@@ -144,8 +145,8 @@ impl Components {
         self.pairs.iter().map(|pair| pair.spectrum.len()).sum()
     }
 
-    /// Step 2, with each component at its own frequency: the `count` that lose most, in the order of their pairs.
-    pub fn costliest(&self, count: usize, turning: &Turning) -> Vec<Chosen> {
+    /// Each component at its own frequency with what is lost if it is no longer rotated, those that lose most first.
+    pub fn worth(&self, turning: &Turning) -> Vec<(f64, Chosen)> {
         let mut all: Vec<(f64, Chosen)> = self
             .each()
             .map(|(pair, component, variance)| {
@@ -154,7 +155,13 @@ impl Components {
             })
             .collect();
         all.sort_by(|a, b| b.0.total_cmp(&a.0));
-        let mut chosen: Vec<Chosen> = all.into_iter().take(count).map(|(_, chosen)| chosen).collect();
+        all
+    }
+
+    /// Step 2, with each component at its own frequency: the `count` that lose most, in the order of their pairs.
+    pub fn costliest(&self, count: usize, turning: &Turning) -> Vec<Chosen> {
+        let mut chosen: Vec<Chosen> =
+            self.worth(turning).into_iter().take(count).map(|(_, chosen)| chosen).collect();
         chosen.sort_by_key(|chosen| (chosen.pair, chosen.component));
         chosen
     }

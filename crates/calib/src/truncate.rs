@@ -13,11 +13,12 @@ use mla_core::{DecoderConfig, Matrix, Slot, WeightSource};
 use crate::error::Error;
 use crate::factors::Factors;
 use crate::linalg::Mat64;
-use crate::plan::{Method, Plan};
+use crate::plan::Plan;
 use crate::ranks::{Ranks, Unit, within};
 use crate::scratch::Scratch;
 
-/// The ranks that a plan gives to layers whose spectra are known: for each layer those of its parts.
+/// The ranks that a plan gives to layers whose spectra are known: for each layer those of its parts. `beside` numbers a token
+/// are cached beside the latents, by all layers together.
 ///
 /// # Errors
 /// When the plan's width is out of range.
@@ -25,6 +26,7 @@ pub fn ranks_of(
     plan: &Plan,
     donor: &DecoderConfig,
     spectra: &[Vec<Vec<f64>>],
+    beside: usize,
 ) -> Result<Vec<Vec<usize>>, Error> {
     let uniform = plan.d_latent(donor)?;
     let flat: Vec<usize> = match plan.ranks {
@@ -32,11 +34,7 @@ pub fn ranks_of(
         Ranks::Global => {
             let units: Vec<Unit<'_>> =
                 spectra.iter().flatten().map(|spectrum| Unit { spectrum, cost: 1 }).collect();
-            let shared = match plan.method {
-                Method::Deepseek(deepseek) => deepseek.d_rope * spectra.len(),
-                _ => 0,
-            };
-            within(&units, plan.budget(donor, spectra.len())?.saturating_sub(shared))?
+            within(&units, plan.budget(donor, spectra.len())?.saturating_sub(beside))?
         }
     };
     let mut flat = flat.into_iter();

@@ -32,10 +32,9 @@ pub fn shorter(session: &Session, model: &Model, ratio: f64) -> anyhow::Result<F
     }
     let method = match record["method"].as_str() {
         Some("joint") => Method::Joint,
-        Some("deepseek") => Method::Deepseek(Deepseek {
-            d_rope: config.latent(0).map_or(0, LatentConfig::d_rope),
-            layout: KeyLayout::Free,
-        }),
+        Some("deepseek") => {
+            Method::Deepseek(Deepseek { d_rope: mean_d_rope(config), layout: KeyLayout::Free })
+        }
         // Its W_up begins with dimensions of W_k as they were, not with those that prevent most.
         Some("decoupled_rope") => return Err(calib::Error::NotNested { layer: 0 }.into()),
         _ => Method::Separate,
@@ -48,7 +47,8 @@ pub fn shorter(session: &Session, model: &Model, ratio: f64) -> anyhow::Result<F
         cache: CacheDtype::F32,
     };
     let spectra = spectra(&record, config).ok_or_else(unknown)?;
-    let ranks = ranks_of(&plan, &donor, &spectra)?;
+    let beside = (0..config.n_layers()).filter_map(|layer| config.latent(layer)).map(LatentConfig::d_rope);
+    let ranks = ranks_of(&plan, &donor, &spectra, beside.sum())?;
     if !record["training"].is_null() {
         session
             .ui
@@ -56,6 +56,13 @@ pub fn shorter(session: &Session, model: &Model, ratio: f64) -> anyhow::Result<F
     }
     let scratch = Scratch::new(DEFAULT_MEMORY_BYTES, std::env::temp_dir());
     Ok(truncate(model, &ranks, &session.device, &scratch)?)
+}
+
+/// Numbers a token of a layer's shared key, in the mean.
+fn mean_d_rope(config: &DecoderConfig) -> usize {
+    let widths: Vec<usize> =
+        (0..config.n_layers()).filter_map(|layer| config.latent(layer)).map(LatentConfig::d_rope).collect();
+    widths.iter().sum::<usize>() / widths.len().max(1)
 }
 
 /// The spectra of the parts of every layer's latent, as `shrink.json` records them.

@@ -15,6 +15,7 @@ use crate::gradient::{Fisher, FisherOptions, fisher};
 use crate::linalg::{Mat64, add_cross};
 use crate::metric::Metric;
 use crate::plan::{Deepseek, KeyLayout};
+use crate::ranks::{Unit, pooled};
 use crate::scratch::{Scratch, Stored, StoredMatrix};
 use crate::shared::{Chosen, Components, SharedKey, Turning};
 use crate::sweep::{Keep, Observer, Windows, host, sweep, widen};
@@ -223,13 +224,14 @@ fn choose<S: WeightSource>(
     };
     match method.layout {
         KeyLayout::Free => {
+            let counts = counts(&layers, count);
             let mut keys = Vec::with_capacity(layers.len());
             for (layer, known) in layers.iter().enumerate() {
                 let Some((turning, components)) = known else {
                     keys.push(None);
                     continue;
                 };
-                let chosen = components.costliest(count.min(components.count()), turning);
+                let chosen = components.costliest(counts[layer], turning);
                 let rope = config.layers[layer].rope.expect("a layer that rotates");
                 keys.push(Some(keep(layer, rope, chosen.iter().map(|one| one.pair).collect(), &chosen)?));
             }
@@ -267,6 +269,19 @@ fn choose<S: WeightSource>(
             Ok((Some(series), keys))
         }
     }
+}
+
+/// How many pairs each layer's shared key has, of `mean` a layer that rotates: those that lose most in all layers together, and
+/// in each a quarter of the mean at least, since what looks as if it lost little on calibration text may not elsewhere.
+fn counts(layers: &[Option<(Turning, Components)>], mean: usize) -> Vec<usize> {
+    let spectra: Vec<Vec<f64>> = layers
+        .iter()
+        .flatten()
+        .map(|(turning, components)| components.worth(turning).into_iter().map(|(lost, _)| lost).collect())
+        .collect();
+    let units: Vec<Unit<'_>> = spectra.iter().map(|spectrum| Unit { spectrum, cost: 1 }).collect();
+    let mut found = pooled(&units, mean * units.len(), mean.div_ceil(4)).into_iter();
+    layers.iter().map(|known| known.as_ref().and_then(|_| found.next()).unwrap_or(0)).collect()
 }
 
 fn graph<'a>(
