@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::convert::Options;
 use crate::metric::Objective;
-use crate::plan::{Latents, Method, Plan};
+use crate::plan::{Deepseek, Latents, Method, Plan};
 use crate::sweep::CHUNK_TOKENS;
 
 /// How much text there is.
@@ -94,8 +94,21 @@ pub fn predict(
     let backward = fisher_tokens * draws * (3.0 * forward + 3.0 * head);
     let judged = held_back * (1.0 + plans.len() as f64) * (forward + head);
     let fits: f64 = plans.iter().map(|plan| counts.fit(plan)).sum();
-    let flops = tokens * (forward + moments) + again + backward + judged + fits;
+    // A shared key has statistics of its own, in the model that has it.
+    let mut shared: Vec<Deepseek> = Vec::new();
+    for plan in plans {
+        if let Method::Deepseek(deepseek) = plan.method
+            && !shared.contains(&deepseek)
+        {
+            shared.push(deepseek);
+        }
+    }
+    let shared = shared.len() as f64;
+    let own = 2.0 * (2.0 * counts.d_kv).powi(2) * counts.layers * F64_COST;
+    let once_more = shared * (fisher_tokens * (forward + own) + backward);
+    let flops = tokens * (forward + moments) + again + backward + once_more + judged + fits;
     let passes = 1.0
+        + 2.0 * shared
         + f64::from(u8::from(again > 0.0))
         + f64::from(u8::from(fisher))
         + f64::from(u8::from(held_back > 0.0));
@@ -110,7 +123,7 @@ pub fn predict(
     let stream = 4.0 * counts.d_model * (tokens + 2.0 * fisher_tokens * draws);
     let boundaries = 4.0 * counts.d_model * fisher_tokens * (counts.layers + 1.0);
     let outputs = 4.0 * 2.0 * counts.d_kv * tokens * window;
-    let second = 8.0 * (2.0 * counts.d_kv).powi(2) * window * counts.layers;
+    let second = 8.0 * (2.0 * counts.d_kv).powi(2) * (window + 2.0 * shared) * counts.layers;
     let judged_streams = 4.0 * counts.d_model * held_back * (1.0 + plans.len() as f64);
 
     let copies = if fisher { COPIES_BACKWARD } else { COPIES };

@@ -1,11 +1,12 @@
 //! What a conversion found, layer by layer.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::factorise::energy_kept;
 
 /// One layer of a conversion.
-#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct LayerReport {
     /// Index of the layer.
     pub layer: usize,
@@ -28,7 +29,7 @@ pub struct LayerReport {
 }
 
 /// The spectrum of one latent and what was kept of it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SpectrumReport {
     /// Latent width chosen.
     pub d_latent: usize,
@@ -41,7 +42,7 @@ pub struct SpectrumReport {
 }
 
 /// The relative squared error of K and V in the converted model as it runs, `E‖K − K̂‖² / E‖K‖²`.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct MeasuredError {
     /// Of keys, before RoPE; `None` where they are not rotated head by head, and so stand for something else than the donor's.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -234,7 +234,8 @@ pub struct CompareArgs {
     /// xkv: group sizes to compare [default: 4]
     #[arg(long, value_delimiter = ',', value_name = "LAYERS,…", value_parser = ranges::count())]
     pub cross_layer_group_size: Vec<usize>,
-    /// decoupled_rope, deepseek: kept dimensions to compare [default: 64]
+    /// decoupled_rope: kept dimensions to compare [default: 64]; deepseek: numbers of the shared key [default: a third of what
+    /// the ratio leaves, at most 64]
     #[arg(long, value_delimiter = ',', value_name = "N,…", value_parser = ranges::count())]
     pub d_rope: Vec<usize>,
     /// deepseek: layouts to compare [default: free]

@@ -5,7 +5,7 @@ use handlers::{Dtype, FolderLayout, FolderPlan, MlaSection, Model, Output, Writt
 use mla_core::{CacheDtype, Patch, WeightSource};
 
 use crate::calibration::Calibration;
-use crate::record::{card, record};
+use crate::record::{RECORD, card, record};
 use crate::session::{Opened, Session};
 
 /// Weight files above this are cut into shards.
@@ -123,7 +123,7 @@ pub fn write(
         factors: &conversion.factors,
         dtype: request.dtype,
         extra: vec![
-            ("shrink.json".into(), format!("{record:#}\n").into_bytes()),
+            (RECORD.into(), record.bytes()),
             ("README.md".into(), card(donor, calibration, conversion).into_bytes()),
         ],
         max_shard_bytes: MAX_SHARD_BYTES,

@@ -10,7 +10,7 @@ use crate::error::UserError;
 pub const CASCADE_WINDOW: usize = 7;
 /// Layers that share a basis unless said otherwise.
 pub const GROUP_SIZE: usize = 4;
-/// Dimensions that `decoupled_rope` keeps unless said otherwise.
+/// Dimensions that `decoupled_rope` keeps unless said otherwise, and numbers of a shared key at most.
 const D_ROPE: usize = 64;
 
 /// What latents may be kept as where rank and bits are chosen together.
@@ -74,7 +74,7 @@ pub fn plans(
         // Nothing to measure on, and without text no common unit.
         (Some(args::Ranks::Auto) | None, _) => &[Ranks::Uniform],
     };
-    let methods = methods(args, calibrated, config);
+    let methods = methods(args, calibrated, config, width);
     let of = |method: &calib::Method| {
         let method = *method;
         // Other engines know one rank for all layers.
@@ -246,7 +246,18 @@ pub fn cascade_keeps_more(config: &DecoderConfig, width: Width) -> bool {
     cascade.ok().zip(joint.ok()).is_some_and(|(cascade, joint)| cascade < 0.9 * joint)
 }
 
-fn methods(args: &MethodArgs, calibrated: bool, config: &DecoderConfig) -> Vec<calib::Method> {
+/// Numbers of a shared key unless said otherwise: a third of what a ratio leaves a token, at most [`D_ROPE`] and what there is.
+fn shared_key(config: &DecoderConfig, width: Width) -> usize {
+    let turning = (0..config.n_layers()).filter_map(|layer| config.rope(layer));
+    let most = turning.map(|rope| config.n_kv_heads * rope.d_rotary).min().unwrap_or(D_ROPE);
+    let third = match width {
+        Width::Ratio(ratio) => (2.0 * config.d_kv() as f64 / ratio / 3.0) as usize,
+        Width::Fixed(d_latent) => d_latent,
+    };
+    (third.min(D_ROPE).min(most) / 2 * 2).max(2)
+}
+
+fn methods(args: &MethodArgs, calibrated: bool, config: &DecoderConfig, width: Width) -> Vec<calib::Method> {
     let n_layers = config.n_layers();
     let cascade = calib::Method::Cascade(Cascade {
         window: args.cascade_window.unwrap_or(CASCADE_WINDOW.min(n_layers.saturating_sub(1))),
@@ -269,7 +280,7 @@ fn methods(args: &MethodArgs, calibrated: bool, config: &DecoderConfig) -> Vec<c
     };
     let deepseek = |d_rope: usize| calib::Method::Deepseek(Deepseek { d_rope, layout });
     match args.method {
-        Method::Deepseek => vec![deepseek(args.d_rope.unwrap_or(D_ROPE))],
+        Method::Deepseek => vec![deepseek(args.d_rope.unwrap_or_else(|| shared_key(config, width)))],
         Method::Separate => vec![calib::Method::Separate],
         Method::Xkv => vec![xkv],
         Method::Joint => vec![calib::Method::Joint],
@@ -280,11 +291,15 @@ fn methods(args: &MethodArgs, calibrated: bool, config: &DecoderConfig) -> Vec<c
         Method::Auto => {
             let cascade = (calibrated && n_layers > 1).then_some(cascade);
             let xkv = args.cross_layer_group_size.or(args.xkv_skip_early_layers).map(|_| xkv);
-            let decoupled = args.d_rope.map(|_| decoupled);
+            let decoupled = args.d_rope.filter(|_| args.layout.is_none()).map(|_| decoupled);
+            // Its metric is asked of another model than the others', which takes as long again.
+            let deepseek =
+                args.layout.map(|_| deepseek(args.d_rope.unwrap_or_else(|| shared_key(config, width))));
             let alone = [calib::Method::Separate, calib::Method::Joint];
             // Without text joint and separate cannot be compared, and K and V have no common unit.
             let alone = if calibrated { &alone[..] } else { &alone[..1] };
-            cascade.into_iter().chain(alone.iter().copied()).chain(xkv).chain(decoupled).collect()
+            let more = xkv.into_iter().chain(decoupled).chain(deepseek);
+            cascade.into_iter().chain(alone.iter().copied()).chain(more).collect()
         }
     }
 }

@@ -1,10 +1,14 @@
 //! What a converted folder says of itself: `shrink.json` for programs, `README.md` for people.
 
+mod file;
+
+pub use file::{Donor, RECORD, Record};
+
 use std::path::Path;
 
 use calib::{Conversion, Goal, LayerReport, Objective, Trial, Width};
+use handlers::Model;
 use handlers::hub::looks_like_path;
-use handlers::{Dtype, Model};
 use mla_core::{CacheDtype, DecoderConfig, Patch};
 use serde_json::{Value, json};
 use train::eval::{TokenBytes, cache_sizes};
@@ -23,7 +27,7 @@ pub fn record(
     request: &Request,
     calibration: Option<&Calibration>,
     conversion: &Conversion,
-) -> anyhow::Result<Value> {
+) -> anyhow::Result<Record> {
     let plan = &conversion.plan;
     let objective = objective(plan, calibration.is_some());
     let text = calibration.map(|c| {
@@ -42,29 +46,31 @@ pub fn record(
         (None, Width::Ratio(ratio)) => json!({ "compression_ratio": ratio }),
         (None, Width::Fixed(d_latent)) => json!({ "d_latent": d_latent }),
     };
-    Ok(json!({
-        "shrink_version": env!("CARGO_PKG_VERSION"),
-        "donor": { "name": donor.name(), "weights_sha256": weights_sha256(&donor.model)? },
-        "method": plan.method.name(),
-        "parameters": plan.method,
-        "objective": objective,
-        "ranks": plan.ranks.name(),
-        "statistics": {
+    Ok(Record {
+        shrink_version: env!("CARGO_PKG_VERSION").into(),
+        donor: Some(Donor { name: donor.name(), weights_sha256: weights_sha256(&donor.model)? }),
+        method: Some(plan.method.name().into()),
+        parameters: json!(plan.method),
+        objective: Some(objective.into()),
+        ranks: Some(plan.ranks.name().into()),
+        statistics: json!({
             "seed": request.options.seed,
             "sink_weight": request.options.sink,
             "fisher_windows": request.options.fisher_windows,
             "fisher_draws": request.options.fisher_draws,
-        },
-        "asked": asked,
-        "compression_ratio": conversion.factors.config().compression_ratio(),
-        "cache_dtype": plan.cache.name(),
-        "cache_ratio": calib::cache_ratio(conversion.factors.config()),
-        "dtype": request.dtype.map(Dtype::name),
-        "calibration": text,
-        "sequential": conversion.is_corrected(),
-        "trials": trials(conversion),
-        "layers": conversion.layers,
-    }))
+        }),
+        asked,
+        compression_ratio: Some(conversion.factors.config().compression_ratio()),
+        cache_dtype: Some(plan.cache.name().into()),
+        cache_ratio: Some(calib::cache_ratio(conversion.factors.config())),
+        dtype: request.dtype.map(|dtype| dtype.name().into()),
+        calibration: json!(text),
+        sequential: conversion.is_corrected(),
+        trials: trials(conversion),
+        layers: Some(conversion.layers.clone()),
+        training: None,
+        other: serde_json::Map::new(),
+    })
 }
 
 /// The plans that were tried, for `--json` and the record.
@@ -195,9 +201,8 @@ pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conv
          | energy kept, mean of layers | K {k:.2}%, V {v:.2}% |\n\n\
          Measure it with `shrink eval FOLDER --data heldout.txt --against DONOR`; run it with `shrink generate`. The \
          record of every layer is in `shrink.json`.\n\n\
-         Open it with shrink. transformers does not know the tensors under `mla`: it would load the folder as the \
-         donor's architecture and start `W_k` and `W_v` from random numbers, with no more than a warning. The donor's \
-         licence applies.\n",
+         Open it with shrink: its `model_type` is shrink's own, and other programs do not know it. `shrink export` writes what \
+         they do. The donor's licence applies.\n",
         title = donor.title(),
         ratio = calib::cache_ratio(config),
         version = env!("CARGO_PKG_VERSION"),

@@ -1,15 +1,15 @@
 //! A converted folder at a larger ratio: the ranks that a conversion would have given it, by the record beside it.
 
 use calib::{
-    DEFAULT_MEMORY_BYTES, Deepseek, Factors, KeyLayout, Method, Objective, Plan, Ranks, Scratch, Width,
-    ranks_of, truncate,
+    DEFAULT_MEMORY_BYTES, Deepseek, Factors, KeyLayout, LayerReport, Method, Objective, Plan, Ranks, Scratch,
+    Width, ranks_of, truncate,
 };
 use handlers::Model;
 use mla_core::decoder::LatentConfig;
 use mla_core::{CacheDtype, DecoderConfig, WeightSource};
-use serde_json::Value;
 
 use crate::error::UserError;
+use crate::record::Record;
 use crate::session::Session;
 
 /// The factors of a model whose latents are cut short.
@@ -19,8 +19,7 @@ use crate::session::Session;
 pub fn shorter(session: &Session, model: &Model, ratio: f64) -> anyhow::Result<Factors> {
     let config = model.config();
     let unknown = || UserError::NoSpectra { path: model.folder().to_path_buf() };
-    let record = std::fs::read_to_string(model.folder().join("shrink.json")).map_err(|_| unknown())?;
-    let record: Value = serde_json::from_str(&record).map_err(|_| unknown())?;
+    let record = Record::read(model.folder()).ok().flatten().ok_or_else(unknown)?;
     let donor = config.donor();
     if !(config.compression_ratio()..=donor.d_kv() as f64).contains(&ratio) {
         return Err(UserError::Flag {
@@ -30,7 +29,7 @@ pub fn shorter(session: &Session, model: &Model, ratio: f64) -> anyhow::Result<F
         }
         .into());
     }
-    let method = match record["method"].as_str() {
+    let method = match record.method.as_deref() {
         Some("joint") => Method::Joint,
         Some("deepseek") => {
             Method::Deepseek(Deepseek { d_rope: mean_d_rope(config), layout: KeyLayout::Free })
@@ -42,14 +41,14 @@ pub fn shorter(session: &Session, model: &Model, ratio: f64) -> anyhow::Result<F
     let plan = Plan {
         method,
         objective: Objective::Mse,
-        ranks: if record["ranks"] == "global" { Ranks::Global } else { Ranks::Uniform },
+        ranks: if record.ranks.as_deref() == Some("global") { Ranks::Global } else { Ranks::Uniform },
         width: Width::Ratio(ratio),
         cache: CacheDtype::F32,
     };
     let spectra = spectra(&record, config).ok_or_else(unknown)?;
     let beside = (0..config.n_layers()).filter_map(|layer| config.latent(layer)).map(LatentConfig::d_rope);
     let ranks = ranks_of(&plan, &donor, &spectra, beside.sum())?;
-    if !record["training"].is_null() {
+    if record.training.is_some() {
         session
             .ui
             .note("note: the folder was trained; cut short it is not what training at this ratio would give");
@@ -66,14 +65,12 @@ fn mean_d_rope(config: &DecoderConfig) -> usize {
 }
 
 /// The spectra of the parts of every layer's latent, as `shrink.json` records them.
-fn spectra(record: &Value, config: &DecoderConfig) -> Option<Vec<Vec<Vec<f64>>>> {
-    let layers = record["layers"].as_array().filter(|layers| layers.len() == config.n_layers())?;
-    let one = |part: &Value| -> Option<Vec<f64>> {
-        part["spectrum"].as_array()?.iter().map(Value::as_f64).collect()
+fn spectra(record: &Record, config: &DecoderConfig) -> Option<Vec<Vec<Vec<f64>>>> {
+    let layers = record.layers.as_ref().filter(|layers| layers.len() == config.n_layers())?;
+    let layer = |(layer, report): (usize, &LayerReport)| {
+        let spectra: Vec<Vec<f64>> = report.latents().map(|latent| latent.spectrum.clone()).collect();
+        let parts = config.latent(layer).map_or(0, |latent| latent.width.parts().len());
+        (spectra.len() == parts && spectra.iter().all(|spectrum| !spectrum.is_empty())).then_some(spectra)
     };
-    let layer = |layer: &Value| -> Option<Vec<Vec<f64>>> {
-        let parts = if layer["joint"].is_null() { &["key", "value"][..] } else { &["joint"] };
-        parts.iter().map(|&part| one(&layer[part])).collect()
-    };
-    layers.iter().map(layer).collect()
+    layers.iter().enumerate().map(layer).collect()
 }

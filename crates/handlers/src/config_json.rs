@@ -20,12 +20,19 @@ impl ConfigJson {
     /// # Errors
     /// When the file cannot be read, is a Git LFS pointer, or no JSON object.
     pub fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = std::fs::read(path).map_err(Error::io("read", path))?;
-        if lfs::is_pointer(&bytes) {
+        Self::from_bytes(path, &std::fs::read(path).map_err(Error::io("read", path))?)
+    }
+
+    /// A JSON object that was read already; `path` is used in errors.
+    ///
+    /// # Errors
+    /// When it is a Git LFS pointer, or no JSON object.
+    pub fn from_bytes(path: &Path, bytes: &[u8]) -> Result<Self, Error> {
+        if lfs::is_pointer(bytes) {
             return Err(Error::LfsPointer { path: path.into() });
         }
         let value: Value =
-            serde_json::from_slice(&bytes).map_err(|source| Error::Json { path: path.into(), source })?;
+            serde_json::from_slice(bytes).map_err(|source| Error::Json { path: path.into(), source })?;
         match value {
             Value::Object(fields) => Ok(Self { path: path.into(), fields }),
             other => Err(Self { path: path.into(), fields: Map::new() }.bad("", "an object", &other)),

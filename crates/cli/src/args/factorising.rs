@@ -65,7 +65,7 @@ pub struct MethodArgs {
     #[arg(long, requires = "xkv_skip_early_layers")]
     pub keep_early_layers_original: bool,
     /// decoupled_rope: dimensions of K, and of V, that are kept as they are [default: 64]; deepseek: numbers a token of the
-    /// rotated key that all heads share [default: the best of some, by measurement]
+    /// rotated key that all heads share [default: a third of what the ratio leaves, at most 64]
     #[arg(long, value_name = "N", value_parser = ranges::count())]
     pub d_rope: Option<usize>,
     /// deepseek: how the shared key turns [default: free]

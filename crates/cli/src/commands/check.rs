@@ -1,14 +1,14 @@
 //! `shrink check`.
 
+use calib::LayerReport;
 use calib::linalg::Mat64;
-use handlers::{ConfigJson, Dtype, MlaSection, Model};
-use mla_core::decoder::LatentWidth;
+use handlers::{Dtype, MlaSection, Model};
 use mla_core::{CacheDtype, LayerSlot, Matrix, Slot, WeightSource};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::args::CheckArgs;
 use crate::error::UserError;
-use crate::record::token_bytes;
+use crate::record::{Record, token_bytes};
 use crate::report::bytes;
 use crate::session::Session;
 
@@ -56,8 +56,9 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
     }
     task.finish();
     let failed: Vec<&Residual> = residuals.iter().filter(|r| r.residual > r.bound).collect();
-    let record = recorded_layers(model)?;
-    let unlike = record.as_ref().and_then(|layers| differs(layers, section));
+    let record = Record::read(model.folder())?;
+    let layers = record.as_ref().map(|record| record.layers.as_deref().unwrap_or_default());
+    let unlike = layers.and_then(|layers| differs(layers, section));
     let worst = residuals.iter().map(|r| r.residual).fold(0.0, f64::max);
     let config = model.config();
     let cache_bytes = token_bytes(config).0.model;
@@ -105,41 +106,24 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
     }
 }
 
-/// The `layers` of `shrink.json`, `null` where it has none; `None` where the folder has no such file.
-fn recorded_layers(model: &Model) -> anyhow::Result<Option<Value>> {
-    let path = model.folder().join("shrink.json");
-    if !path.exists() {
-        return Ok(None);
-    }
-    Ok(Some(ConfigJson::read(&path)?.get("layers").cloned().unwrap_or(Value::Null)))
-}
-
 /// The first way in which the recorded layers are not those of `config.json`.
-fn differs(recorded: &Value, section: &MlaSection) -> Option<String> {
-    let layers = recorded.as_array().map_or(&[][..], Vec::as_slice);
-    if layers.len() != section.layers.len() {
-        return Some(format!("{} layers, config.json has {}", layers.len(), section.layers.len()));
+fn differs(recorded: &[LayerReport], section: &MlaSection) -> Option<String> {
+    if recorded.len() != section.layers.len() {
+        return Some(format!("{} layers, config.json has {}", recorded.len(), section.layers.len()));
     }
-    let text = |widths: [Option<u64>; 3]| {
-        let found: Vec<String> = widths.into_iter().flatten().map(|width| width.to_string()).collect();
-        if found.is_empty() { "none".to_owned() } else { found.join(" and ") }
+    let text = |widths: &[usize]| match widths {
+        [] => "none".to_owned(),
+        _ => widths.iter().map(usize::to_string).collect::<Vec<_>>().join(" and "),
     };
-    let pairs = layers.iter().zip(&section.layers).enumerate();
+    let pairs = recorded.iter().zip(&section.layers).enumerate();
     pairs
-        .map(|(layer, (recorded, ranks))| {
-            let recorded = ["key", "value", "joint"].map(|part| recorded[part]["d_latent"].as_u64());
-            let ranks = match ranks.as_ref().map(|ranks| ranks.width) {
-                Some(LatentWidth::Split { d_latent_k, d_latent_v }) => {
-                    [Some(d_latent_k as u64), Some(d_latent_v as u64), None]
-                }
-                Some(LatentWidth::Joint { d_latent }) => [None, None, Some(d_latent as u64)],
-                None => [None; 3],
-            };
-            (layer, recorded, ranks)
+        .map(|(layer, (report, ranks))| {
+            let recorded: Vec<usize> = report.latents().map(|latent| latent.d_latent).collect();
+            (layer, recorded, ranks.as_ref().map_or_else(Vec::new, |ranks| ranks.width.widths()))
         })
         .find(|(_, recorded, ranks)| recorded != ranks)
         .map(|(layer, recorded, ranks)| {
-            format!("layer {layer} has latent widths {}, config.json {}", text(recorded), text(ranks))
+            format!("layer {layer} has latent widths {}, config.json {}", text(&recorded), text(&ranks))
         })
 }
 

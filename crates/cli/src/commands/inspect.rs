@@ -2,11 +2,11 @@
 
 use std::path::Path;
 
-use calib::{Cascade, Method, Width, Xkv, uniform_latents};
+use calib::{Cascade, LayerReport, Method, SpectrumReport, Width, Xkv, uniform_latents};
 use handlers::{
-    ConfigJson, MlaSection, Registry, TensorSpec, declared_quantisation, left_over, quantisation, read_config,
+    MlaSection, Registry, TensorSpec, declared_quantisation, left_over, quantisation, read_config,
 };
-use mla_core::decoder::LatentWidth;
+use mla_core::decoder::{LatentConfig, LatentWidth};
 use mla_core::positions::{RopeConfig, RopeScaling};
 use mla_core::{CacheDtype, DecoderConfig, LayerSlot, Slot};
 use serde_json::{Value, json};
@@ -15,7 +15,7 @@ use train::trainable;
 
 use crate::args::InspectArgs;
 use crate::plans::{CASCADE_WINDOW, GROUP_SIZE};
-use crate::record::token_bytes;
+use crate::record::{Record, token_bytes};
 use crate::report::{bytes, table};
 use crate::session::Session;
 
@@ -50,13 +50,13 @@ pub(super) fn report(registry: &Registry, path: &Path, ratios: &[f64]) -> anyhow
             object["trainable"] = json!(trainable);
             object["mla"] = json!(section);
             let layers = recorded_layers(path)?;
-            text += &converted(&config, &section, &layers);
+            text += &converted(&config, &section, layers.as_deref());
             text += &format!(
                 "\nshrink train moves {} of the {} numbers\n",
                 share(trainable, parameters),
                 count(parameters)
             );
-            object["layers"] = layers;
+            object["layers"] = json!(layers);
         }
         None if quantised.is_some() => {
             text += &format!(
@@ -262,59 +262,45 @@ fn choices_table(choices: &[Choice], config: &DecoderConfig) -> String {
     table(&["ratio", "d_latent", "a token", "4096 tokens", separate, xkv, cascade], &rows)
 }
 
-/// The layers of the `shrink.json` beside a configuration; `null` where there is none.
-fn recorded_layers(config: &Path) -> anyhow::Result<Value> {
-    let path = match config.is_dir() {
-        true => config.join("shrink.json"),
-        false => config.with_file_name("shrink.json"),
-    };
-    if !path.exists() {
-        return Ok(Value::Null);
-    }
-    Ok(ConfigJson::read(&path)?.get("layers").cloned().unwrap_or(Value::Null))
+/// The layers of the `shrink.json` beside a configuration.
+fn recorded_layers(config: &Path) -> anyhow::Result<Option<Vec<LayerReport>>> {
+    let folder = if config.is_dir() { config } else { config.parent().unwrap_or(Path::new(".")) };
+    Ok(Record::read(folder)?.and_then(|record| record.layers))
 }
 
-fn converted(config: &DecoderConfig, section: &MlaSection, layers: &Value) -> String {
-    let share = |layer: usize, part: &str| match layers[layer][part]["energy_kept"].as_f64() {
-        Some(kept) => format!("{:.2}%", 100.0 * kept),
-        None => "-".into(),
-    };
-    let error = |layer: usize, part: &str| match layers[layer]["measured"][part].as_f64() {
-        Some(error) => format!("{:.2}%", 100.0 * error),
-        None => "-".into(),
-    };
-    let loss = |layer: usize| {
-        let parts = ["key", "value", "joint"].map(|part| layers[layer][part]["discarded"].as_f64());
-        match parts.iter().flatten().sum::<f64>() {
-            _ if parts.iter().all(Option::is_none) => "-".into(),
-            loss => format!("{loss:.2e}"),
-        }
-    };
+fn converted(config: &DecoderConfig, section: &MlaSection, layers: Option<&[LayerReport]>) -> String {
+    let shown = |number: Option<String>| number.unwrap_or_else(|| "-".into());
+    let percent = |share: f64| format!("{:.2}%", 100.0 * share);
     let row = |(layer, ranks): (usize, &Option<handlers::LayerRanks>)| {
-        let widths = match ranks.as_ref().map(|ranks| ranks.width) {
-            None => ["original".to_owned(), "original".to_owned()],
-            Some(LatentWidth::Split { d_latent_k, d_latent_v }) => {
-                [d_latent_k.to_string(), d_latent_v.to_string()]
+        let report = layers.and_then(|layers| layers.get(layer));
+        let energy = |pick: fn(&LayerReport) -> &Option<SpectrumReport>| {
+            shown(report.and_then(|report| pick(report).as_ref()).map(|latent| percent(latent.energy_kept)))
+        };
+        let shared = config.latent(layer).map_or(0, LatentConfig::d_rope);
+        let beside = if shared > 0 { format!("shared {shared} + ") } else { String::new() };
+        let [k, v, energy_k, energy_v] = match ranks.as_ref().map(|ranks| ranks.width) {
+            None => ["original".to_owned(), "original".to_owned(), "-".into(), "-".into()],
+            Some(LatentWidth::Split { d_latent_k, d_latent_v }) => [
+                d_latent_k.to_string(),
+                d_latent_v.to_string(),
+                energy(|report| &report.key),
+                energy(|report| &report.value),
+            ],
+            Some(LatentWidth::Joint { d_latent }) => {
+                [format!("{beside}joint {d_latent}"), "-".into(), energy(|report| &report.joint), "-".into()]
             }
-            Some(LatentWidth::Joint { d_latent }) => [format!("joint {d_latent}"), "-".into()],
         };
-        let [k, v] = widths;
-        let joint = ranks.as_ref().is_some_and(|ranks| matches!(ranks.width, LatentWidth::Joint { .. }));
-        let energy = if joint {
-            [share(layer, "joint"), "-".into()]
-        } else {
-            [share(layer, "key"), share(layer, "value")]
-        };
-        let [energy_k, energy_v] = energy;
+        let found = report.filter(|report| report.latents().next().is_some());
+        let measured = report.and_then(|report| report.measured);
         vec![
             layer.to_string(),
             k,
             v,
             energy_k,
             energy_v,
-            loss(layer),
-            error(layer, "key"),
-            error(layer, "value"),
+            shown(found.map(|report| format!("{:.2e}", report.discarded()))),
+            shown(measured.and_then(|measured| measured.key).map(percent)),
+            shown(measured.map(|measured| percent(measured.value))),
         ]
     };
     let rows: Vec<_> = section.layers.iter().enumerate().map(row).collect();

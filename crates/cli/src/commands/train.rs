@@ -13,12 +13,12 @@ use crate::args::TrainArgs;
 use crate::convert::{MAX_SHARD_BYTES, write_shown};
 use crate::error::UserError;
 use crate::footprint::Footprint;
+use crate::record::{RECORD, Record};
 use crate::report::count;
 use crate::session::{Opened, Session};
 use crate::training::{RunFolder, Validation, donor, donor_name, originals, recorded_donor, settings};
 
-/// What a conversion says of itself, and a trained one goes on from.
-const RECORD: &str = "shrink.json";
+/// What a conversion says of itself for people.
 const CARD: &str = "README.md";
 
 /// Trains a converted model and writes the result.
@@ -375,11 +375,9 @@ fn write(
     let text = |name: &str| {
         anyhow::Ok(read_companion(folder, name)?.and_then(|bytes| String::from_utf8(bytes).ok()))
     };
-    let record = text(RECORD)?;
-    let mut record: Value =
-        record.and_then(|text| serde_json::from_str(&text).ok()).unwrap_or_else(|| json!({}));
-    record["training"] = json!({ "settings": settings, "steps": trained.step, "model": opened.name() });
-    extra.push((RECORD.to_owned(), format!("{record:#}\n").into_bytes()));
+    let mut record = Record::read(folder)?.unwrap_or_default();
+    record.training = Some(json!({ "settings": settings, "steps": trained.step, "model": opened.name() }));
+    extra.push((RECORD.to_owned(), record.bytes()));
     if let Some(card) = text(CARD)? {
         let trained = format!(
             "\nTrained by shrink {}: {} steps, loss {}.\n",

@@ -1,11 +1,11 @@
 //! Who takes part in a run beside the model that trains: its teacher, the matrices it came from.
 
 use handlers::{MlaSection, Model};
-use serde_json::Value;
 use train::Originals;
 
 use crate::args::TrainArgs;
 use crate::error::UserError;
+use crate::record::Record;
 use crate::session::{Opened, Session, source_error};
 
 /// Tokens by which two tokenizers are compared.
@@ -34,9 +34,7 @@ pub fn donor(session: &Session, args: &TrainArgs, opened: &Opened, tokens: &[u32
 
 /// The donor that `shrink.json` names.
 pub fn recorded_donor(opened: &Opened) -> Option<String> {
-    let text = std::fs::read_to_string(opened.model.folder().join("shrink.json")).ok()?;
-    let record: Value = serde_json::from_str(&text).ok()?;
-    record["donor"]["name"].as_str().map(str::to_owned)
+    Some(Record::read(opened.model.folder()).ok()??.donor?.name)
 }
 
 /// The original `W_k` and `W_v`: of the folder, or of the teacher that was named.

@@ -1,0 +1,101 @@
+//! `shrink.json` as it is written and read: one type, one reader.
+
+use std::path::Path;
+
+use calib::LayerReport;
+use handlers::{ConfigJson, read_companion};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// The file's name.
+pub const RECORD: &str = "shrink.json";
+
+/// Where a model came from and what was done to it. A folder of an older version may lack any of it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Record {
+    /// The version that wrote the folder.
+    pub shrink_version: String,
+    /// The model that was converted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub donor: Option<Donor>,
+    /// The method's name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    /// The method with all its parameters.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub parameters: Value,
+    /// What the factors minimise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub objective: Option<String>,
+    /// How the budget was shared.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ranks: Option<String>,
+    /// How statistics were gathered.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub statistics: Value,
+    /// The ratio or width on the command line.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub asked: Value,
+    /// What came of it: the donor's cache over this one's, in numbers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression_ratio: Option<f64>,
+    /// What the cache keeps its numbers as.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_dtype: Option<String>,
+    /// The donor's cache over this one's, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_ratio: Option<f64>,
+    /// What `--dtype` said.
+    pub dtype: Option<String>,
+    /// The calibration text.
+    pub calibration: Value,
+    /// Whether sequential correction was kept.
+    pub sequential: bool,
+    /// Every candidate and what became of it.
+    #[serde(skip_serializing_if = "Value::is_null")]
+    pub trials: Value,
+    /// One entry a layer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub layers: Option<Vec<LayerReport>>,
+    /// Settings and steps of a training run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub training: Option<Value>,
+    /// What this version does not know, and the list of files.
+    #[serde(flatten)]
+    pub other: Map<String, Value>,
+}
+
+/// The model that was converted.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Donor {
+    /// A hub id and commit, or a path.
+    pub name: String,
+    /// SHA-256 over its weight files in their order.
+    #[serde(default)]
+    pub weights_sha256: String,
+}
+
+impl Record {
+    /// The record of a folder; `None` where it has none.
+    ///
+    /// # Errors
+    /// When it is no record.
+    pub fn read(folder: &Path) -> Result<Option<Self>, handlers::Error> {
+        let path = folder.join(RECORD);
+        match read_companion(folder, RECORD)? {
+            None => Ok(None),
+            Some(bytes) => {
+                let json = ConfigJson::from_bytes(&path, &bytes)?;
+                let record = Self::deserialize(Value::Object(json.fields().clone()));
+                record.map(Some).map_err(|source| handlers::Error::Json { path, source })
+            }
+        }
+    }
+
+    /// As it is written.
+    pub fn bytes(&self) -> Vec<u8> {
+        let value = serde_json::to_value(self).expect("a record is plain data");
+        format!("{value:#}\n").into_bytes()
+    }
+}
