@@ -40,6 +40,8 @@ pub enum Step {
     Lapack,
     /// Integration tests on real weights
     RealModels,
+    /// Exported folders in stock transformers, which is installed into the build folder
+    Engines,
 }
 
 /// What runs where nothing is asked for.
@@ -121,9 +123,6 @@ pub fn run(workspace: &Workspace, steps: &[Step], minutes: Option<u64>) -> Resul
 }
 
 fn run_step(workspace: &Workspace, step: Step, clock: Clock) -> Result<Outcome> {
-    if let Some(why) = obstacle(workspace, step)? {
-        return Ok(Outcome::Skipped(why));
-    }
     let left = match USUAL.contains(&step) {
         true => Ok(None),
         false => clock.left(Instant::now()),
@@ -132,6 +131,10 @@ fn run_step(workspace: &Workspace, step: Step, clock: Clock) -> Result<Outcome> 
         Ok(limit) => limit,
         Err(why) => return Ok(Outcome::Skipped(why)),
     };
+    // After the clock: what stands in the way may have to be looked for, or installed.
+    if let Some(why) = obstacle(workspace, step)? {
+        return Ok(Outcome::Skipped(why));
+    }
     let Some(recipe) = step.recipe(&workspace.target) else {
         return Ok(if crate::report_tidy(workspace)? { Outcome::Passed } else { Outcome::Failed });
     };
@@ -168,6 +171,9 @@ fn obstacle(workspace: &Workspace, step: Step) -> Result<Option<String>> {
         }
         Step::Wgpu if software_vulkan(DRIVERS.as_ref()).is_none() => {
             Some("no software Vulkan (Debian: apt-get install mesa-vulkan-drivers libvulkan1)".into())
+        }
+        Step::Engines => {
+            crate::golden::environment(workspace).err().map(|e| format!("no Python with transformers: {e:#}"))
         }
         Step::RealModels => missing_models(std::env::var_os(MODELS).map(PathBuf::from).as_deref()),
         _ => None,
@@ -281,6 +287,10 @@ impl Step {
             Step::RealModels => (
                 &["test", "--release", "--workspace", "--features", "cli/real-models", "--test", "real"],
                 vec![],
+            ),
+            Step::Engines => (
+                &["test", "--release", "--workspace", "--features", "cli/engines", "--test", "engines"],
+                vec![(crate::golden::PYTHON, crate::golden::python_of(target))],
             ),
         };
         Some(Recipe { args: args.to_vec(), env })

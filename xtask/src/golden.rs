@@ -34,7 +34,7 @@ pub fn run(workspace: &Workspace, request: Request) -> Result<()> {
         // A bare name is looked up in PATH; a path must not depend on the folder that scripts run in.
         Some(python) if python.components().count() > 1 => std::path::absolute(python)?,
         Some(python) => python,
-        None => environment(&workspace.target.join("golden-venv"), &goldens)?,
+        None => environment(workspace)?,
     };
     for name in &names {
         println!("==> goldens/{name}/{MAKE}");
@@ -86,15 +86,24 @@ fn choose(known: &[String], request: &Request) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// Names the Python that tests of other engines run.
+pub const PYTHON: &str = "SHRINK_PYTHON";
+
+/// Where the Python of [`environment`] is.
+pub fn python_of(target: &Path) -> PathBuf {
+    target.join("golden-venv").join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" })
+}
+
 /// A virtual environment with the packages that goldens/README.md pins; kept until the pins change.
-fn environment(folder: &Path, goldens: &Path) -> Result<PathBuf> {
+pub fn environment(workspace: &Workspace) -> Result<PathBuf> {
+    let (folder, goldens) = (&workspace.target.join("golden-venv"), workspace.root.join("goldens"));
     let readme = goldens.join("README.md");
     let text = fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
     let pins = pins(&text);
     if pins.is_empty() {
         bail!("{} pins no package (name==version)", readme.display());
     }
-    let python = folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" });
+    let python = python_of(&workspace.target);
     let stamp = folder.join("pins.txt");
     if fs::read_to_string(&stamp).is_ok_and(|stamped| stamped == pins.join("\n")) {
         return Ok(python);
