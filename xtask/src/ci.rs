@@ -1,6 +1,6 @@
 //! The steps of continuous integration, each named and timed.
 
-mod clock;
+pub mod clock;
 mod ran;
 
 use std::io::Write;
@@ -123,18 +123,21 @@ pub fn run(workspace: &Workspace, steps: &[Step], minutes: Option<u64>) -> Resul
 }
 
 fn run_step(workspace: &Workspace, step: Step, clock: Clock) -> Result<Outcome> {
-    let left = match USUAL.contains(&step) {
+    let limit = || match USUAL.contains(&step) {
         true => Ok(None),
         false => clock.left(Instant::now()),
     };
-    let limit = match left {
+    let for_installing = match limit() {
         Ok(limit) => limit,
         Err(why) => return Ok(Outcome::Skipped(why)),
     };
-    // After the clock: what stands in the way may have to be looked for, or installed.
-    if let Some(why) = obstacle(workspace, step)? {
+    if let Some(why) = obstacle(workspace, step, for_installing)? {
         return Ok(Outcome::Skipped(why));
     }
+    let limit = match limit() {
+        Ok(limit) => limit,
+        Err(why) => return Ok(Outcome::Skipped(why)),
+    };
     let Some(recipe) = step.recipe(&workspace.target) else {
         return Ok(if crate::report_tidy(workspace)? { Outcome::Passed } else { Outcome::Failed });
     };
@@ -163,8 +166,8 @@ fn run_step(workspace: &Workspace, step: Step, clock: Clock) -> Result<Outcome> 
     })
 }
 
-/// Why a step cannot run on this machine, if it cannot.
-fn obstacle(workspace: &Workspace, step: Step) -> Result<Option<String>> {
+/// Why a step cannot run on this machine, if it cannot. What it needs may be installed, within `limit`.
+fn obstacle(workspace: &Workspace, step: Step, limit: Option<Duration>) -> Result<Option<String>> {
     Ok(match step {
         Step::Lapack if !links_openblas(&workspace.target)? => {
             Some("OpenBLAS cannot be linked (Debian: apt-get install libopenblas-dev)".into())
@@ -172,9 +175,9 @@ fn obstacle(workspace: &Workspace, step: Step) -> Result<Option<String>> {
         Step::Wgpu if software_vulkan(DRIVERS.as_ref()).is_none() => {
             Some("no software Vulkan (Debian: apt-get install mesa-vulkan-drivers libvulkan1)".into())
         }
-        Step::Engines => {
-            crate::golden::environment(workspace).err().map(|e| format!("no Python with transformers: {e:#}"))
-        }
+        Step::Engines => crate::golden::environment(workspace, limit)
+            .err()
+            .map(|e| format!("no Python with transformers: {e:#}")),
         Step::RealModels => missing_models(std::env::var_os(MODELS).map(PathBuf::from).as_deref()),
         _ => None,
     })

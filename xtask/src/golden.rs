@@ -3,9 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
+use crate::ci::clock::limited;
 use crate::workspace::Workspace;
 
 const MAKE: &str = "make.py";
@@ -34,7 +36,7 @@ pub fn run(workspace: &Workspace, request: Request) -> Result<()> {
         // A bare name is looked up in PATH; a path must not depend on the folder that scripts run in.
         Some(python) if python.components().count() > 1 => std::path::absolute(python)?,
         Some(python) => python,
-        None => environment(workspace)?,
+        None => environment(workspace, None)?,
     };
     for name in &names {
         println!("==> goldens/{name}/{MAKE}");
@@ -94,8 +96,9 @@ pub fn python_of(target: &Path) -> PathBuf {
     target.join("golden-venv").join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" })
 }
 
-/// A virtual environment with the packages that goldens/README.md pins; kept until the pins change.
-pub fn environment(workspace: &Workspace) -> Result<PathBuf> {
+/// A virtual environment with the packages that goldens/README.md pins; kept until the pins change. With a limit, installing them
+/// is given up after it.
+pub fn environment(workspace: &Workspace, limit: Option<Duration>) -> Result<PathBuf> {
     let (folder, goldens) = (&workspace.target.join("golden-venv"), workspace.root.join("goldens"));
     let readme = goldens.join("README.md");
     let text = fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
@@ -110,7 +113,12 @@ pub fn environment(workspace: &Workspace) -> Result<PathBuf> {
     }
     println!("==> installing into {}: {}", folder.display(), pins.join(" "));
     succeed(Command::new("python3").args(["-m", "venv"]).arg(folder))?;
-    succeed(Command::new(&python).args(["-m", "pip", "install", "--quiet"]).args(&pins))?;
+    let mut install = Command::new(&python);
+    install.args(["-m", "pip", "install", "--quiet"]).args(&pins);
+    succeed(&mut match limit {
+        Some(limit) => limited(install, limit),
+        None => install,
+    })?;
     fs::write(&stamp, pins.join("\n")).with_context(|| format!("cannot write {}", stamp.display()))?;
     Ok(python)
 }
