@@ -18,17 +18,22 @@ use serde_json::Value;
 const WINDOWS: &str = "4";
 const LENGTH: &str = "40";
 const PROMPT: &str = "The ship";
-/// With the prompt, within the context of the twins.
-const TOKENS: &str = "38";
+/// Of the bundled model, which was trained: its greedy tokens hang on no rounding, as those of a random twin may.
+const TRAINED: &str = "demo";
+
+/// New tokens: with the prompt, within the context of the twins.
+fn tokens(twin: &str) -> &'static str {
+    if twin == TRAINED { "64" } else { "32" }
+}
 
 /// What stock transformers makes of a folder.
-fn stock(folder: &str) -> Value {
+fn stock(folder: &str, twin: &str) -> Value {
     let python = std::env::var("SHRINK_PYTHON")
         .expect("SHRINK_PYTHON is not set: cargo xtask ci engines makes a Python for these tests");
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/engines/stock.py");
     let text = golden("demo/heldout.txt");
     let mut command = Command::new(python);
-    command.args([script, folder, &text, WINDOWS, LENGTH, PROMPT, TOKENS]).env("HF_HUB_OFFLINE", "1");
+    command.args([script, folder, &text, WINDOWS, LENGTH, PROMPT, tokens(twin)]).env("HF_HUB_OFFLINE", "1");
     let output = command.output().expect("Python starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let stdout = String::from_utf8(output.stdout).expect("JSON is text");
@@ -51,8 +56,17 @@ fn same_tokens(theirs: &Value, latent: &str) {
 }
 
 fn continuation(folder: &str) -> Value {
-    let args =
-        ["generate", folder, "--prompt", PROMPT, "--max-new-tokens", TOKENS, "--temperature", "0", "--json"];
+    let args = [
+        "generate",
+        folder,
+        "--prompt",
+        PROMPT,
+        "--max-new-tokens",
+        tokens(TRAINED),
+        "--temperature",
+        "0",
+        "--json",
+    ];
     shrink(&args).json()["tokens"].clone()
 }
 
@@ -74,34 +88,38 @@ fn export(scratch: &Scratch, latent: &str, more: &[&str]) -> (String, Value) {
 
 #[test]
 fn stock_transformers_runs_deepseeks_layout_and_caches_what_was_promised() {
-    for (twin, d_rope) in [("llama", "6"), ("llama", "16"), ("granite", "8")] {
+    for (twin, d_rope) in [(TRAINED, "16"), ("llama", "6"), ("granite", "8")] {
         let scratch = Scratch::new();
         let method = ["--method", "deepseek", "--layout", "deepseek", "--d-rope", d_rope];
         let latent = convert(&scratch, twin, &method);
         for padded in [&[][..], &["--pad-rank", "48"]] {
             let more = [&["--format", "deepseek", "--dtype", "f32"], padded].concat();
             let (out, report) = export(&scratch, &latent, &more);
-            let found = stock(&out);
+            let found = stock(&out, twin);
             assert_eq!(found["class"], "DeepseekV3ForCausalLM");
             assert_close(number(&found, "perplexity"), perplexity(&latent), 1e-4);
-            same_tokens(&found, &latent);
+            if twin == TRAINED {
+                same_tokens(&found, &latent);
+            }
             let promised = number(&report, "cache_bytes_a_token") * number(&found, "cached_tokens");
             assert_eq!(number(&found, "cache_bytes"), promised, "{twin}");
         }
         let (out, _) = export(&scratch, &latent, &["--format", "deepseek"]);
-        assert_close(number(&stock(&out), "perplexity"), perplexity(&latent), 5e-3);
+        assert_close(number(&stock(&out, twin), "perplexity"), perplexity(&latent), 5e-3);
     }
 }
 
 #[test]
 fn stock_transformers_runs_a_dense_folder() {
-    for (twin, method) in [("llama", "joint"), ("qwen2", "separate"), ("gpt2", "joint")] {
+    for (twin, method) in [(TRAINED, "joint"), ("qwen2", "separate"), ("gpt2", "joint")] {
         let scratch = Scratch::new();
         let latent = convert(&scratch, twin, &["--method", method]);
         let (out, _) = export(&scratch, &latent, &["--format", "dense", "--dtype", "f32"]);
-        let found = stock(&out);
+        let found = stock(&out, twin);
         assert_close(number(&found, "perplexity"), perplexity(&latent), 1e-4);
-        same_tokens(&found, &latent);
+        if twin == TRAINED {
+            same_tokens(&found, &latent);
+        }
     }
 }
 
