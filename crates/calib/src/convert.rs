@@ -11,7 +11,7 @@ use crate::head::Labels;
 use crate::judge::{Verdict, judge};
 use crate::method::{Fitted, fit, refit};
 use crate::metric::Objective;
-use crate::plan::{Method, Plan};
+use crate::plan::{Plan, shared_keys};
 use crate::planner::{Tried, cache_ratio};
 use crate::report::LayerReport;
 use crate::scratch::Scratch;
@@ -142,14 +142,7 @@ pub fn statistics<S: WeightSource>(
         windows: options.fisher_windows,
         first_position: options.sink == 0.0,
     });
-    let mut shared = Vec::new();
-    for plan in plans {
-        if let Method::Deepseek(deepseek) = plan.method
-            && !shared.contains(&deepseek)
-        {
-            shared.push(deepseek);
-        }
-    }
+    let shared = shared_keys(plans);
     let needs = Needs { window, queries, fisher, sink: options.sink, shared };
     Statistics::of_text(source, text.fit, &needs, device, scratch, observer)
 }

@@ -333,6 +333,19 @@ impl Plan {
     }
 }
 
+/// The shared keys of some plans, each once: each has statistics of its own.
+pub(crate) fn shared_keys(plans: &[Plan]) -> Vec<Deepseek> {
+    let mut shared = Vec::new();
+    for plan in plans {
+        if let Method::Deepseek(deepseek) = plan.method
+            && !shared.contains(&deepseek)
+        {
+            shared.push(deepseek);
+        }
+    }
+    shared
+}
+
 /// The graph that a method makes with latents of one width everywhere: what a ratio means before anything is measured.
 ///
 /// # Errors

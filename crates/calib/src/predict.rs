@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::convert::Options;
 use crate::metric::Objective;
-use crate::plan::{Deepseek, Latents, Method, Plan};
+use crate::plan::{Latents, Method, Plan, shared_keys};
 use crate::sweep::CHUNK_TOKENS;
 
 /// How much text there is.
@@ -95,15 +95,7 @@ pub fn predict(
     let judged = held_back * (1.0 + plans.len() as f64) * (forward + head);
     let fits: f64 = plans.iter().map(|plan| counts.fit(plan)).sum();
     // A shared key has statistics of its own, in the model that has it.
-    let mut shared: Vec<Deepseek> = Vec::new();
-    for plan in plans {
-        if let Method::Deepseek(deepseek) = plan.method
-            && !shared.contains(&deepseek)
-        {
-            shared.push(deepseek);
-        }
-    }
-    let shared = shared.len() as f64;
+    let shared = shared_keys(plans).len() as f64;
     let own = 2.0 * (2.0 * counts.d_kv).powi(2) * counts.layers * F64_COST;
     let once_more = shared * (fisher_tokens * (forward + own) + backward);
     let flops = tokens * (forward + moments) + again + backward + once_more + judged + fits;

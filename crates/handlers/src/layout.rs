@@ -9,11 +9,13 @@ pub mod mla;
 
 use std::path::Path;
 
+use mla_core::{Matrix, Slot};
 use serde_json::{Map, Value};
 
 use crate::checkpoint::Dtype;
 use crate::error::Error;
 use crate::model::Model;
+use crate::spec::Layout;
 
 /// What a folder is to hold.
 pub trait FolderLayout {
@@ -84,6 +86,16 @@ pub(crate) fn stored(donor: &Model, key: &str, dtype: Dtype) -> Result<Vec<u8>, 
     let mut values = Vec::with_capacity(bytes.len() / found.bytes());
     found.decode(&bytes, &mut values);
     cast(key, &values, dtype)
+}
+
+/// A slot as `[d_out, d_in]`.
+pub(crate) fn read(model: &Model, slot: Slot) -> Result<Matrix, Error> {
+    let (values, spec) = model.read(slot)?;
+    let [d_out, d_in] = spec.slot_shape();
+    Ok(match spec.layout {
+        Layout::OutIn => Matrix::new(d_out, d_in, values),
+        Layout::InOut => Matrix::new(d_out, d_in, transpose(&values, d_in, d_out)),
+    })
 }
 
 /// `[rows, cols]` → `[cols, rows]`, row-major.

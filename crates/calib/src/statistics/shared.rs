@@ -180,16 +180,16 @@ impl SharedStatistics {
         let whole = stacked(source, layer, device)?;
         match &self.layers[layer].key {
             None => Ok(whole),
-            Some(key) => rest_of(&key.rest.load()?, whole),
+            Some(key) => Ok(rest_of(&key.rest.load()?, whole)),
         }
     }
 }
 
 /// `[W_k; W_v]` with what is left of the keys in place of the keys.
-fn rest_of(rest: &Mat64, mut stacked: Mat64) -> Result<Mat64, Error> {
+fn rest_of(rest: &Mat64, mut stacked: Mat64) -> Mat64 {
     let keys = rest.dot(&stacked.row_block(0..rest.rows));
     stacked.place(0, 0, &keys);
-    Ok(stacked)
+    stacked
 }
 
 /// Which components of each layer's keys are shared, and by what rotary embedding they turn, if not the donor's.
@@ -318,7 +318,7 @@ fn whole<S: WeightSource>(
         let mut down = stacked(source, layer, device)?;
         if let Some(key) = key {
             insert(&mut factors, source, layer, key, device)?;
-            down = rest_of(&key.rest.load()?, down)?;
+            down = rest_of(&key.rest.load()?, down);
         }
         factors.insert(layer, LayerSlot::DownJoint, &down)?;
         factors.insert(layer, LayerSlot::UpJoint, &Mat64::identity(width))?;

@@ -21,11 +21,10 @@ use mla_core::positions::{RopeConfig, RopeScaling};
 use mla_core::{DecoderConfig, LayerSlot, Matrix, Part, Slot, WeightSource};
 use serde_json::{Map, Value, json};
 
-use super::{Encoded, FolderLayout, cast, transpose};
+use super::{Encoded, FolderLayout, cast, check_finite, read};
 use crate::checkpoint::Dtype;
 use crate::error::Error;
 use crate::model::Model;
-use crate::spec::Layout;
 
 /// ε of every norm.
 const EPSILON: f64 = 1e-6;
@@ -99,7 +98,7 @@ impl<'a> DeepseekPlan<'a> {
         let (name, dtype, model) = (key.clone(), self.dtype, self.model);
         let bytes = Box::new(move || {
             let values = make()?;
-            super::check_finite(model, &name, &values)?;
+            check_finite(model, &name, &values)?;
             cast(&name, &values, dtype)
         });
         Encoded { key, shape, dtype, bytes }
@@ -330,16 +329,6 @@ fn gain_offset(config: &DecoderConfig) -> f32 {
 /// The places of numbers that lie in halves, pair by pair.
 fn side_by_side(d_rope: usize) -> impl Iterator<Item = usize> {
     (0..d_rope / 2).flat_map(move |pair| [pair, pair + d_rope / 2])
-}
-
-/// A slot as `[d_out, d_in]`.
-fn read(model: &Model, slot: Slot) -> Result<Matrix, Error> {
-    let (values, spec) = model.read(slot)?;
-    let [d_out, d_in] = spec.slot_shape();
-    Ok(match spec.layout {
-        Layout::OutIn => Matrix::new(d_out, d_in, values),
-        Layout::InOut => Matrix::new(d_out, d_in, transpose(&values, d_in, d_out)),
-    })
 }
 
 fn down(model: &Model, layer: usize) -> Result<Matrix, Error> {

@@ -9,7 +9,7 @@ use mla_core::decoder::{LatentWidth, Serves};
 use mla_core::{DecoderConfig, LayerSlot, Part, Slot, WeightSource};
 use serde_json::{Map, Value};
 
-use super::{Encoded, FolderLayout, cast, check_finite, stored, transpose};
+use super::{Encoded, FolderLayout, cast, check_finite, read, stored};
 use crate::checkpoint::Dtype;
 use crate::error::Error;
 use crate::model::Model;
@@ -138,7 +138,7 @@ fn slot(model: &Model, slot: Slot) -> Result<Vec<f32>, Error> {
     {
         return product(model, layer, part == LayerSlot::Key(Part::Weight));
     }
-    Ok(read(model, slot)?.2)
+    Ok(read(model, slot)?.data)
 }
 
 /// `W_up W_down` of keys, or of values: `[d_kv, d_model]`.
@@ -153,30 +153,21 @@ fn product(model: &Model, layer: usize, keys: bool) -> Result<Vec<f32>, Error> {
     };
     let part = latent.width.parts().into_iter().find(|part| part.serves == serves);
     let part = part.expect("a part that the layer has");
-    let (_, rank, up) = read(model, Slot::Layer(latent.up_of, part.up()))?;
-    let (_, d_model, down) = read(model, Slot::Layer(layer, part.down()))?;
+    let up = read(model, Slot::Layer(latent.up_of, part.up()))?;
+    let down = read(model, Slot::Layer(layer, part.down()))?;
+    let (rank, d_model) = (up.cols, down.cols);
     // Of a joint latent, values are the second half.
     let first = if serves == Serves::Both && !keys { d_kv } else { 0 };
     let mut out = Vec::with_capacity(d_kv * d_model);
     let mut sum = vec![0f64; d_model];
-    for row in up[first * rank..(first + d_kv) * rank].chunks_exact(rank) {
+    for row in up.data[first * rank..(first + d_kv) * rank].chunks_exact(rank) {
         sum.fill(0.0);
-        for (&by, down) in row.iter().zip(down.chunks_exact(d_model)) {
+        for (&by, down) in row.iter().zip(down.data.chunks_exact(d_model)) {
             sum.iter_mut().zip(down).for_each(|(sum, &x)| *sum += f64::from(by) * f64::from(x));
         }
         out.extend(sum.iter().map(|&x| x as f32));
     }
     Ok(out)
-}
-
-/// Rows, columns and numbers of a slot, `[d_out, d_in]`.
-fn read(model: &Model, slot: Slot) -> Result<(usize, usize, Vec<f32>), Error> {
-    let (values, spec) = model.read(slot)?;
-    let [d_out, d_in] = spec.slot_shape();
-    Ok(match spec.layout {
-        Layout::OutIn => (d_out, d_in, values),
-        Layout::InOut => (d_out, d_in, transpose(&values, d_in, d_out)),
-    })
 }
 
 /// Writes a slot's outputs into their places in a stored tensor.

@@ -7,7 +7,7 @@ use std::path::Path;
 use mla_core::{Patch, Slot};
 use serde_json::{Map, Value, json};
 
-use super::{Encoded, FolderLayout, cast, check_finite, stored, transpose};
+use super::{Encoded, FolderLayout, cast, check_finite, read, stored, transpose};
 use crate::checkpoint::Dtype;
 use crate::error::Error;
 use crate::mla::{MlaSection, identity};
@@ -113,14 +113,7 @@ impl FolderPlan<'_> {
     fn cut_out(&self, spec: TensorSpec, fused: &str) -> Result<Encoded<'_>, Error> {
         let dtype = self.stored_dtype(fused)?;
         let (key, slot) = (spec.key.clone(), spec.slot);
-        let bytes = Box::new(move || {
-            let (values, spec) = self.donor.read(slot)?;
-            let [d_out, d_in] = spec.slot_shape();
-            match spec.layout {
-                Layout::OutIn => cast(&key, &values, dtype),
-                Layout::InOut => cast(&key, &transpose(&values, d_in, d_out), dtype),
-            }
-        });
+        let bytes = Box::new(move || cast(&key, &read(self.donor, slot)?.data, dtype));
         Ok(Encoded { key: spec.key, shape: spec.shape, dtype, bytes })
     }
 
