@@ -99,6 +99,43 @@ fn a_deepseek_folder_has_the_names_and_sizes_of_deepseeks() {
 }
 
 #[test]
+fn a_gguf_folder_holds_one_file_with_all_that_llama_cpp_asks_for() {
+    let scratch = Scratch::new();
+    let latent = convert(&scratch, "llama", &SERIES);
+    let out = scratch.path("out");
+    let to_gguf = |more: &[&str]| export(&latent, &out, &[&["--format", "gguf"], more].concat());
+    let report = to_gguf(&["--json"]).json();
+    let file = std::fs::read(format!("{out}/model.gguf")).expect("a file");
+    assert!(file.starts_with(b"GGUF\x03\0\0\0"));
+    let weights = number(&report, "weight_bytes") as usize;
+    assert!(file.len() > weights && file.len() < weights + (1 << 16), "{} of {weights}", file.len());
+    for key in ["deepseek2.attention.key_length_mla", "tokenizer.ggml.merges", "blk.1.attn_k_b.weight"] {
+        assert!(file.windows(key.len()).any(|bytes| bytes == key.as_bytes()), "{key}");
+    }
+    refused(&to_gguf(&[]), "exists");
+    refused(&to_gguf(&["--force", "--dtype", "f16"]), "bf16");
+    refused(&to_gguf(&["--force", "--pad-rank", "2"]), "cannot be padded to 2");
+    to_gguf(&["--force", "--pad-rank", "32"]).text();
+
+    // Text that would be split otherwise there is refused, and the file that was there stays.
+    let path = format!("{latent}/tokenizer.json");
+    let plain: Value = serde_json::from_slice(&std::fs::read(&path).expect("a file")).expect("JSON");
+    let kept = std::fs::read(format!("{out}/model.gguf")).expect("a file");
+    for (field, value, what) in [
+        ("pre_tokenizer", json!({ "type": "Whitespace" }), "splits text"),
+        ("normalizer", json!({ "type": "Lowercase" }), "splits text"),
+        ("model", json!({ "type": "WordLevel", "vocab": { "a": 0 }, "unk_token": "a" }), "WordLevel"),
+    ] {
+        let mut file = plain.clone();
+        file[field] = value;
+        std::fs::write(&path, file.to_string()).expect("a file");
+        std::fs::remove_file(format!("{latent}/tokenizer_config.json")).ok();
+        refused(&to_gguf(&["--force"]), what);
+    }
+    assert_eq!(std::fs::read(format!("{out}/model.gguf")).expect("a file"), kept);
+}
+
+#[test]
 fn what_deepseeks_layout_cannot_say_is_refused() {
     let scratch = Scratch::new();
     let out = scratch.path("out");

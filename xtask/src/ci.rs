@@ -42,6 +42,10 @@ pub enum Step {
     RealModels,
     /// Exported folders in stock transformers, which is installed into the build folder
     Engines,
+    /// Exported files in stock llama.cpp, which is installed into the build folder
+    LlamaCpp,
+    /// Exported folders in stock vLLM, of a Python that SHRINK_VLLM_PYTHON names
+    Vllm,
 }
 
 /// What runs where nothing is asked for.
@@ -73,6 +77,18 @@ const ON_WGPU: [&str; 19] = [
     "eval::scoring_the_bundled",
     "generate::the_greedy",
 ];
+
+/// What a step runs of the tests in other engines: a module an engine.
+const IN_TRANSFORMERS: [&str; 1] = ["transformers::"];
+const IN_LLAMA_CPP: [&str; 1] = ["llama_cpp::"];
+const IN_VLLM: [&str; 1] = ["vllm::"];
+
+/// Names the Python that has vLLM.
+const VLLM: &str = "SHRINK_VLLM_PYTHON";
+/// Names the folder that has node-llama-cpp.
+const NODE_MODULES: &str = "SHRINK_NODE_MODULES";
+/// llama.cpp, built.
+const LLAMA_CPP: &str = "node-llama-cpp@3.22.1";
 
 /// What of calib is tested on LAPACK.
 const ON_LAPACK: [&str; 3] = ["linalg::", "factorise::", "metric::"];
@@ -178,9 +194,38 @@ fn obstacle(workspace: &Workspace, step: Step, limit: Option<Duration>) -> Resul
         Step::Engines => crate::golden::environment(workspace, limit)
             .err()
             .map(|e| format!("no Python with transformers: {e:#}")),
+        Step::LlamaCpp => llama_cpp(workspace, limit).err().map(|e| format!("no llama.cpp: {e:#}")),
+        Step::Vllm if std::env::var_os(VLLM).is_none() => {
+            Some(format!("{VLLM} names no Python with vLLM (CONTRIBUTING.md says how it is installed)"))
+        }
         Step::RealModels => missing_models(std::env::var_os(MODELS).map(PathBuf::from).as_deref()),
         _ => None,
     })
+}
+
+/// Installs llama.cpp with its bindings for node, unless it is there.
+fn llama_cpp(workspace: &Workspace, limit: Option<Duration>) -> Result<()> {
+    let folder = node_folder(&workspace.target);
+    let stamp = folder.join("version.txt");
+    if std::fs::read_to_string(&stamp).is_ok_and(|version| version == LLAMA_CPP) {
+        return Ok(());
+    }
+    println!("==> installing into {}: {LLAMA_CPP}", folder.display());
+    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    let mut install = Command::new("npm");
+    install
+        .args(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"])
+        .arg(&folder)
+        .arg(LLAMA_CPP);
+    crate::golden::succeed(&mut match limit {
+        Some(limit) => clock::limited(install, limit),
+        None => install,
+    })?;
+    std::fs::write(&stamp, LLAMA_CPP).with_context(|| format!("cannot write {}", stamp.display()))
+}
+
+fn node_folder(target: &Path) -> PathBuf {
+    target.join("llama-cpp")
 }
 
 /// A set variable that names the wrong folder is a mistake, and left to the tests to refuse.
@@ -243,6 +288,9 @@ impl Step {
         match self {
             Step::Wgpu => &ON_WGPU,
             Step::Lapack => &ON_LAPACK,
+            Step::Engines => &IN_TRANSFORMERS,
+            Step::LlamaCpp => &IN_LLAMA_CPP,
+            Step::Vllm => &IN_VLLM,
             _ => &[],
         }
     }
@@ -260,6 +308,7 @@ impl Step {
         // Always the whole workspace: one package alone would unify the features of dependencies differently and build burn
         // once more.
         let on_lapack = filtered("test --release --workspace --features calib/lapack --lib --");
+        let in_engine = filtered("test --release --workspace --features cli/engines --test engines --");
         let (args, env): (&[&str], Vec<_>) = match self {
             Step::Tidy => return None,
             Step::Fmt => (&["fmt", "--check"], vec![]),
@@ -291,10 +340,9 @@ impl Step {
                 &["test", "--release", "--workspace", "--features", "cli/real-models", "--test", "real"],
                 vec![],
             ),
-            Step::Engines => (
-                &["test", "--release", "--workspace", "--features", "cli/engines", "--test", "engines"],
-                vec![(crate::golden::PYTHON, crate::golden::python_of(target))],
-            ),
+            Step::Engines => (&in_engine, vec![(crate::golden::PYTHON, crate::golden::python_of(target))]),
+            Step::LlamaCpp => (&in_engine, vec![(NODE_MODULES, node_folder(target).join("node_modules"))]),
+            Step::Vllm => (&in_engine, vec![]),
         };
         Some(Recipe { args: args.to_vec(), env })
     }

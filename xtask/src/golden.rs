@@ -137,7 +137,8 @@ fn pins(text: &str) -> Vec<String> {
     pins
 }
 
-fn succeed(command: &mut Command) -> Result<()> {
+/// Runs a command that has to go well.
+pub fn succeed(command: &mut Command) -> Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let status = command.status().with_context(|| format!("cannot run {program}"))?;
     if !status.success() {

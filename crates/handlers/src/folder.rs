@@ -11,11 +11,14 @@ use serde_json::{Map, Value, json};
 
 use crate::carried::{carried, is_carried, read_companion};
 use crate::error::Error;
-use crate::layout::{Encoded, FolderLayout};
+use crate::gguf;
+use crate::layout::{Container, Encoded, FolderLayout};
 use crate::output::{Output, sync};
 
 /// Where the model came from, what was done to it, and which files belong to it.
 pub(crate) const RECORD: &str = "shrink.json";
+/// The file of a model in one file.
+const GGUF: &str = "model.gguf";
 
 /// What was written.
 #[derive(Clone, Debug)]
@@ -40,8 +43,13 @@ pub fn write_folder(
     on_bytes: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Written, Error> {
     let tensors = layout.tensors()?;
-    output.write("config.json", &pretty(&Value::Object(layout.config())))?;
-    let written = write_weights(&tensors, layout.max_shard_bytes(), &output, on_bytes)?;
+    let written = match layout.container() {
+        Container::Safetensors { config, max_shard_bytes } => {
+            output.write("config.json", &pretty(&Value::Object(config)))?;
+            write_weights(&tensors, max_shard_bytes, &output, on_bytes)?
+        }
+        Container::Gguf { metadata } => write_gguf(&tensors, &metadata, &output, on_bytes)?,
+    };
     for name in carried(layout.companions())? {
         if let Some(bytes) = read_companion(layout.companions(), &name)? {
             output.write(&name, &bytes)?;
@@ -62,7 +70,7 @@ pub(crate) fn is_kind(name: &str) -> bool {
             name.strip_prefix("model-")?.strip_suffix(".safetensors")?.split_once("-of-")?;
         [number, count].iter().all(|digits| digits.parse::<u32>().is_ok()).then_some(())
     };
-    let own = ["config.json", RECORD, "README.md", "model.safetensors", "model.safetensors.index.json"];
+    let own = ["config.json", RECORD, "README.md", GGUF, "model.safetensors", "model.safetensors.index.json"];
     own.contains(&name) || is_carried(name) || is_shard().is_some()
 }
 
@@ -123,6 +131,22 @@ impl View for Lazy<'_> {
     fn data_len(&self) -> usize {
         self.tensor.size() as usize
     }
+}
+
+fn write_gguf(
+    tensors: &[Encoded<'_>],
+    metadata: &[(String, gguf::Value)],
+    output: &Output,
+    on_bytes: &(dyn Fn(u64, u64) + Sync),
+) -> Result<Written, Error> {
+    let total: u64 = tensors.iter().map(Encoded::size).sum();
+    let done = std::cell::Cell::new(0);
+    let on_done = |bytes| {
+        done.set(done.get() + bytes);
+        on_bytes(done.get(), total);
+    };
+    gguf::write(&output.path().join(GGUF), metadata, tensors, &on_done)?;
+    Ok(Written { weight_bytes: total, tensors: tensors.len() })
 }
 
 fn write_weights(

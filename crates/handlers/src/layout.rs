@@ -5,6 +5,7 @@
 
 pub mod deepseek;
 pub mod dense;
+pub mod gguf;
 pub mod mla;
 
 use std::path::Path;
@@ -19,8 +20,8 @@ use crate::spec::Layout;
 
 /// What a folder is to hold.
 pub trait FolderLayout {
-    /// `config.json`.
-    fn config(&self) -> Map<String, Value>;
+    /// The configuration, and how the tensors lie.
+    fn container(&self) -> Container;
 
     /// The tensors, in the order in which they are written.
     ///
@@ -34,9 +35,22 @@ pub trait FolderLayout {
 
     /// The folder whose tokenizer, licence and other companions go along.
     fn companions(&self) -> &Path;
+}
 
-    /// Bytes of one shard at most (one tensor may exceed it).
-    fn max_shard_bytes(&self) -> u64;
+/// What holds a folder's configuration and its tensors.
+pub enum Container {
+    /// `config.json` and safetensors.
+    Safetensors {
+        /// `config.json`.
+        config: Map<String, Value>,
+        /// Bytes of one shard at most (one tensor may exceed it).
+        max_shard_bytes: u64,
+    },
+    /// One GGUF file.
+    Gguf {
+        /// Its metadata, by key, in order.
+        metadata: Vec<(String, crate::gguf::Value)>,
+    },
 }
 
 /// A tensor to be written, made when its turn comes.

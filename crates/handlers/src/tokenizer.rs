@@ -10,6 +10,7 @@ mod class;
 mod continuation;
 mod ends;
 mod files;
+pub(crate) mod gguf;
 mod note;
 mod pipeline;
 mod special;

@@ -12,11 +12,14 @@ use super::{StoreDtype, ranges};
   shrink convert ./smollm2 -o smollm2-2x -r 2 --method deepseek --layout deepseek --calibration corpus.txt
   shrink export smollm2-2x -o smollm2-2x-hf --format deepseek
   shrink export smollm2-2x -o smollm2-2x-mla --format deepseek --pad-rank 512
+  shrink export smollm2-2x -o smollm2-2x-gguf --format gguf
   shrink export llama-joint-4x -o llama-joint-dense --format dense
 
 deepseek  DeepseekV3ForCausalLM, which transformers, vLLM and SGLang run with their own kernels and the latent in their cache.
           For models converted with --method deepseek --layout deepseek whose family has RMSNorm, a SiLU MLP and no biases,
           windows, norms of queries and keys, bounds or scaled RoPE.
+gguf      The same model in one file, model.gguf, for llama.cpp and what is built on it: Ollama, LM Studio. For byte-level BPE
+          and SentencePiece tokenizers that llama.cpp knows.
 dense     The donor's own architecture with the conversion's W_k and W_v: it runs wherever the donor does, with the conversion's
           loss and the donor's cache. For separate, joint, xkv and decoupled_rope.")]
 pub struct ExportArgs {
@@ -28,10 +31,10 @@ pub struct ExportArgs {
     /// What to write
     #[arg(long, value_enum, value_name = "FORMAT")]
     pub format: Format,
-    /// Type of every stored tensor [default: bf16 for deepseek, the folder's for dense]
+    /// Type of every stored tensor [default: bf16 for deepseek and gguf, the folder's for dense]
     #[arg(long, value_enum, value_name = "DTYPE")]
     pub dtype: Option<StoreDtype>,
-    /// deepseek: pad the latent with zeros to a rank that a kernel wants, 512 for most
+    /// deepseek, gguf: pad the latent with zeros to a rank that a kernel wants, 512 for most
     #[arg(long, value_name = "RANK", value_parser = ranges::rank())]
     pub pad_rank: Option<usize>,
     /// Replace OUT if it exists
@@ -46,6 +49,8 @@ pub enum Format {
     Deepseek,
     /// The donor's own architecture.
     Dense,
+    /// One GGUF file, `deepseek2`, for llama.cpp.
+    Gguf,
 }
 
 impl Format {
@@ -54,6 +59,7 @@ impl Format {
         match self {
             Format::Deepseek => "deepseek",
             Format::Dense => "dense",
+            Format::Gguf => "gguf",
         }
     }
 }

@@ -1,6 +1,6 @@
 //! `shrink export`.
 
-use handlers::{DeepseekOptions, DeepseekPlan, DensePlan, Dtype, Existing, Output, Written};
+use handlers::{DeepseekOptions, DeepseekPlan, DensePlan, Dtype, Existing, GgufPlan, Output, Written};
 use mla_core::WeightSource;
 use serde_json::{Value, json};
 
@@ -12,11 +12,11 @@ use crate::session::{Opened, Session};
 
 /// Writes a converted model as other programs know it.
 pub fn run(session: &Session, args: &ExportArgs) -> anyhow::Result<()> {
-    if args.pad_rank.is_some() && args.format != Format::Deepseek {
+    if args.pad_rank.is_some() && args.format == Format::Dense {
         return Err(UserError::Flag {
             flag: "--pad-rank",
             found: format!("given with --format {}", args.format.name()),
-            expected: "--format deepseek, whose latent it pads".into(),
+            expected: "--format deepseek or gguf, whose latent it pads".into(),
         }
         .into());
     }
@@ -30,15 +30,28 @@ pub fn run(session: &Session, args: &ExportArgs) -> anyhow::Result<()> {
     let existing = if args.force { Existing::Replace } else { Existing::Keep };
     let prepare = || Output::prepare(&args.output, existing, model.folder());
     match args.format {
-        Format::Deepseek => {
+        Format::Deepseek | Format::Gguf => {
             let dtype = dtype.unwrap_or(Dtype::Bf16);
-            let options =
-                DeepseekOptions { dtype, pad_rank: args.pad_rank, extra, max_shard_bytes: MAX_SHARD_BYTES };
-            let plan = DeepseekPlan::new(model, options)?;
-            let numbers = plan.cached_numbers();
-            let written = write_shown(session, &plan, prepare()?)?;
-            let cache = numbers * model.config().n_layers() * dtype.bytes();
-            report(session, args, &written, cache)
+            let options = DeepseekOptions {
+                dtype,
+                gains: dtype,
+                pad_rank: args.pad_rank,
+                extra,
+                max_shard_bytes: MAX_SHARD_BYTES,
+            };
+            let (written, numbers) = match args.format {
+                Format::Gguf => {
+                    let plan = GgufPlan::new(model, &opened.name(), options)?;
+                    (write_shown(session, &plan, prepare()?)?, plan.cached_numbers())
+                }
+                _ => {
+                    let plan = DeepseekPlan::new(model, options)?;
+                    (write_shown(session, &plan, prepare()?)?, plan.cached_numbers())
+                }
+            };
+            // llama.cpp's cache is f16 unless it is told otherwise, whatever the weights are.
+            let bytes = if args.format == Format::Gguf { Dtype::F16.bytes() } else { dtype.bytes() };
+            report(session, args, &written, numbers * model.config().n_layers() * bytes)
         }
         Format::Dense => {
             let specs = model.donor_specs(&session.registry)?;
@@ -75,6 +88,7 @@ fn report(
     });
     let more = match args.format {
         Format::Deepseek => "",
+        Format::Gguf => " in f16, which llama.cpp takes by default",
         Format::Dense => ": the donor's own, for nothing is saved but W_k's and W_v's rank",
     };
     let text = format!(

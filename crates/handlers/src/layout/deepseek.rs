@@ -21,7 +21,7 @@ use mla_core::positions::{RopeConfig, RopeScaling};
 use mla_core::{DecoderConfig, LayerSlot, Matrix, Part, Slot, WeightSource};
 use serde_json::{Map, Value, json};
 
-use super::{Encoded, FolderLayout, cast, check_finite, read};
+use super::{Container, Encoded, FolderLayout, cast, check_finite, read};
 use crate::checkpoint::Dtype;
 use crate::error::Error;
 use crate::model::Model;
@@ -36,13 +36,12 @@ const EXPERTS: usize = 8;
 /// A converted model to write as DeepSeek's.
 pub struct DeepseekPlan<'a> {
     model: &'a Model,
-    /// Numbers a token of the latent.
-    rank: usize,
-    /// The same, as the layout has it.
+    /// Numbers a token of the latent, with those it is padded by.
     padded: usize,
     d_rope: usize,
     theta: f64,
     dtype: Dtype,
+    gains: Dtype,
     extra: Vec<(String, Vec<u8>)>,
     max_shard_bytes: u64,
 }
@@ -50,8 +49,10 @@ pub struct DeepseekPlan<'a> {
 /// What a model of this layout is asked for.
 #[derive(Clone, Debug)]
 pub struct DeepseekOptions {
-    /// The type of every tensor.
+    /// The type of every matrix.
     pub dtype: Dtype,
+    /// The type of the norms' gains.
+    pub gains: Dtype,
     /// A rank that the latent is padded to with zeros, for kernels that know one only.
     pub pad_rank: Option<usize>,
     /// Further files, by name.
@@ -78,9 +79,28 @@ impl<'a> DeepseekPlan<'a> {
             let reason = format!("the latent has {rank} numbers a token, and cannot be padded to {padded}");
             return Err(Error::Export { format: "deepseek", reason });
         }
-        let DeepseekOptions { dtype, extra, max_shard_bytes, .. } = options;
+        let DeepseekOptions { dtype, gains, extra, max_shard_bytes, .. } = options;
         let (d_rope, theta) = (shared.d_rope(), rope.theta);
-        Ok(Self { model, rank, padded, d_rope, theta, dtype, extra, max_shard_bytes })
+        Ok(Self { model, padded, d_rope, theta, dtype, gains, extra, max_shard_bytes })
+    }
+
+    pub(super) fn model(&self) -> &'a Model {
+        self.model
+    }
+
+    /// Numbers a token of the latent, with those it is padded by.
+    pub(super) fn rank(&self) -> usize {
+        self.padded
+    }
+
+    /// The base of the rotary embedding.
+    pub(super) fn theta(&self) -> f64 {
+        self.theta
+    }
+
+    /// ε of every norm.
+    pub(super) fn epsilon(&self) -> f64 {
+        EPSILON
     }
 
     /// Numbers a token and layer that engines cache.
@@ -88,14 +108,15 @@ impl<'a> DeepseekPlan<'a> {
         self.padded + self.d_rope
     }
 
-    /// A tensor that is made of the model's.
-    fn made(
+    /// A tensor that is made of the model's; one of one dimension is a norm's gain.
+    pub(super) fn made(
         &self,
         key: String,
         shape: Vec<usize>,
         make: impl Fn() -> Result<Vec<f32>, Error> + 'a,
     ) -> Encoded<'a> {
-        let (name, dtype, model) = (key.clone(), self.dtype, self.model);
+        let dtype = if shape.len() == 1 { self.gains } else { self.dtype };
+        let (name, model) = (key.clone(), self.model);
         let bytes = Box::new(move || {
             let values = make()?;
             check_finite(model, &name, &values)?;
@@ -124,7 +145,7 @@ impl<'a> DeepseekPlan<'a> {
 
     fn attention(&self, layer: usize, tensors: &mut Vec<Encoded<'a>>) {
         let config = self.model.config();
-        let (model, rank, padded, d_rope) = (self.model, self.rank, self.padded, self.d_rope);
+        let (model, padded, d_rope) = (self.model, self.padded, self.d_rope);
         let name = |rest: &str| format!("model.layers.{layer}.self_attn.{rest}.weight");
         let heads = config.n_heads;
         let (d_model, d_head) = (config.d_model, config.d_head);
@@ -146,24 +167,9 @@ impl<'a> DeepseekPlan<'a> {
             Ok(vec![(EPSILON.sqrt() / scale(model, layer, padded)?) as f32; padded])
         }));
         let shape = vec![heads * 2 * d_head, padded];
-        tensors.push(self.made(name("kv_b_proj"), shape, move || {
-            let config = model.config();
-            let up = read(model, Slot::Layer(layer, LayerSlot::UpJoint))?;
-            let (d_kv, group) = (config.d_kv(), config.n_heads / config.n_kv_heads);
-            let mut rows = Vec::with_capacity(config.n_heads * 2 * d_head * padded);
-            for head in 0..config.n_heads {
-                let own = head / group * d_head;
-                for row in (own..own + d_head).chain(d_kv + own..d_kv + own + d_head) {
-                    rows.extend(&up.data[row * rank..(row + 1) * rank]);
-                    rows.resize(rows.len() + padded - rank, 0.0);
-                }
-            }
-            Ok(rows)
-        }));
+        tensors.push(self.made(name("kv_b_proj"), shape, move || up(model, layer, padded)));
     }
-}
 
-impl FolderLayout for DeepseekPlan<'_> {
     fn config(&self) -> Map<String, Value> {
         let config = self.model.config();
         let donor = self.model.json();
@@ -221,6 +227,12 @@ impl FolderLayout for DeepseekPlan<'_> {
         }
         fields
     }
+}
+
+impl FolderLayout for DeepseekPlan<'_> {
+    fn container(&self) -> Container {
+        Container::Safetensors { config: self.config(), max_shard_bytes: self.max_shard_bytes }
+    }
 
     fn tensors(&self) -> Result<Vec<Encoded<'_>>, Error> {
         let config = self.model.config();
@@ -259,10 +271,6 @@ impl FolderLayout for DeepseekPlan<'_> {
 
     fn companions(&self) -> &Path {
         self.model.folder()
-    }
-
-    fn max_shard_bytes(&self) -> u64 {
-        self.max_shard_bytes
     }
 }
 
@@ -335,8 +343,24 @@ fn down(model: &Model, layer: usize) -> Result<Matrix, Error> {
     read(model, Slot::Layer(layer, LayerSlot::DownJoint))
 }
 
+/// What rebuilds keys and values: `[heads, 2 d_head, padded]`, of each head its keys, then its values.
+pub(super) fn up(model: &Model, layer: usize, padded: usize) -> Result<Vec<f32>, Error> {
+    let config = model.config();
+    let up = read(model, Slot::Layer(layer, LayerSlot::UpJoint))?;
+    let (d_head, d_kv, group) = (config.d_head, config.d_kv(), config.n_heads / config.n_kv_heads);
+    let mut rows = Vec::with_capacity(config.n_heads * 2 * d_head * padded);
+    for head in 0..config.n_heads {
+        let own = head / group * d_head;
+        for row in (own..own + d_head).chain(d_kv + own..d_kv + own + d_head) {
+            rows.extend(&up.data[row * up.cols..(row + 1) * up.cols]);
+            rows.resize(rows.len() + padded - up.cols, 0.0);
+        }
+    }
+    Ok(rows)
+}
+
 /// How far the rows of the latent are scaled down. A normed input is no longer than `√d_model` before its gain g, so the mean
-/// square of `W_d h` is at most `‖W_d diag(g)‖² d_model / rank`.
+/// square of `W_d h` is at most `‖W_d diag(g)‖² d_model / rank`. What scales it back is a power of two, which every type holds exactly.
 fn scale(model: &Model, layer: usize, padded: usize) -> Result<f64, Error> {
     let gain = read(model, Slot::Layer(layer, LayerSlot::InputNorm(Part::Weight)))?;
     let plus = f64::from(gain_offset(model.config()));
@@ -345,7 +369,8 @@ fn scale(model: &Model, layer: usize, padded: usize) -> Result<f64, Error> {
     let numbers = down.data.iter().zip(gain.iter().cycle());
     let square: f64 = numbers.map(|(&x, gain)| (f64::from(x) * gain).powi(2)).sum();
     let largest = square * down.cols as f64 / padded as f64;
-    Ok(if largest > 0.0 { (LARGEST * EPSILON / largest).sqrt() } else { 1.0 })
+    let back = if largest > 0.0 { (largest / LARGEST).sqrt() } else { 1.0 };
+    Ok(EPSILON.sqrt() / back.log2().ceil().exp2())
 }
 
 /// Of each head, what the keys of the latent are scored with, then what reads the shared key: both scaled so that a score divided

@@ -9,7 +9,7 @@ use mla_core::decoder::{LatentWidth, Serves};
 use mla_core::{DecoderConfig, LayerSlot, Part, Slot, WeightSource};
 use serde_json::{Map, Value};
 
-use super::{Encoded, FolderLayout, cast, check_finite, read, stored};
+use super::{Container, Encoded, FolderLayout, cast, check_finite, read, stored};
 use crate::checkpoint::Dtype;
 use crate::error::Error;
 use crate::model::Model;
@@ -62,9 +62,7 @@ impl<'a> DensePlan<'a> {
         };
         Ok(Encoded { key: key.to_owned(), shape, dtype, bytes })
     }
-}
 
-impl FolderLayout for DensePlan<'_> {
     fn config(&self) -> Map<String, Value> {
         let mut fields = self.model.json().fields().clone();
         fields.shift_remove("mla");
@@ -73,6 +71,12 @@ impl FolderLayout for DensePlan<'_> {
             fields.insert("torch_dtype".into(), dtype.torch_name().into());
         }
         fields
+    }
+}
+
+impl FolderLayout for DensePlan<'_> {
+    fn container(&self) -> Container {
+        Container::Safetensors { config: self.config(), max_shard_bytes: self.max_shard_bytes }
     }
 
     fn tensors(&self) -> Result<Vec<Encoded<'_>>, Error> {
@@ -92,10 +96,6 @@ impl FolderLayout for DensePlan<'_> {
 
     fn companions(&self) -> &Path {
         self.model.folder()
-    }
-
-    fn max_shard_bytes(&self) -> u64 {
-        self.max_shard_bytes
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::Path;
 use mla_core::{Patch, Slot};
 use serde_json::{Map, Value, json};
 
-use super::{Encoded, FolderLayout, cast, check_finite, read, stored, transpose};
+use super::{Container, Encoded, FolderLayout, cast, check_finite, read, stored, transpose};
 use crate::checkpoint::Dtype;
 use crate::error::Error;
 use crate::mla::{MlaSection, identity};
@@ -33,7 +33,7 @@ pub struct FolderPlan<'a> {
     pub max_shard_bytes: u64,
 }
 
-impl FolderLayout for FolderPlan<'_> {
+impl FolderPlan<'_> {
     /// The donor's configuration with the `mla` section and, where it was changed, the type. What is written is not quantised,
     /// whatever the donor's says.
     fn config(&self) -> Map<String, Value> {
@@ -47,6 +47,12 @@ impl FolderLayout for FolderPlan<'_> {
         identity::take_name(&mut fields, &mut section);
         fields.insert("mla".into(), section);
         fields
+    }
+}
+
+impl FolderLayout for FolderPlan<'_> {
+    fn container(&self) -> Container {
+        Container::Safetensors { config: self.config(), max_shard_bytes: self.max_shard_bytes }
     }
 
     /// # Panics
@@ -87,10 +93,6 @@ impl FolderLayout for FolderPlan<'_> {
 
     fn companions(&self) -> &Path {
         self.donor.folder()
-    }
-
-    fn max_shard_bytes(&self) -> u64 {
-        self.max_shard_bytes
     }
 }
 
