@@ -15,7 +15,7 @@ use super::operand::Rows;
 const FEW_ROWS: usize = 32;
 /// Rows, and tokens, of a block of scores.
 const BLOCK: usize = 4;
-/// Rows of a block of weighted sums.
+/// Rows of a block of weighted sums at most.
 const SUMS: usize = 8;
 
 /// `q kᵀ`.
@@ -63,9 +63,10 @@ pub(crate) fn mix<S: Simd>(simd: S, weights: Rows<'_>, values: Rows<'_>, out: &m
         matmul(out, Accum::Add, weights.matrix(), values.matrix(), 1.0, Par::Seq);
         return;
     }
-    let mut row = 0;
-    while row < rows {
-        match rows - row {
+    // Blocks of as many rows each: one of a single row would wait for its own sums.
+    let block = rows.div_ceil(rows.div_ceil(SUMS).max(1)).max(1);
+    for row in (0..rows).step_by(block) {
+        match block.min(rows - row) {
             1 => mix_rows::<S, 1>(simd, weights, values, row, out),
             2 => mix_rows::<S, 2>(simd, weights, values, row, out),
             3 => mix_rows::<S, 3>(simd, weights, values, row, out),
@@ -75,7 +76,6 @@ pub(crate) fn mix<S: Simd>(simd: S, weights: Rows<'_>, values: Rows<'_>, out: &m
             7 => mix_rows::<S, 7>(simd, weights, values, row, out),
             _ => mix_rows::<S, SUMS>(simd, weights, values, row, out),
         }
-        row += SUMS;
     }
 }
 

@@ -11,8 +11,8 @@ use rayon::prelude::*;
 use super::lanes;
 use super::made::Made;
 use super::running::Running;
-use super::tokens::{Tokens, gather, in_place};
-use crate::host::{Rows, rows};
+use super::tokens::{Tokens, ahead, gather, in_place};
+use crate::host::{Across, Rows, rows};
 
 /// New tokens up to which all heads share a unit; above, each has one of its own.
 const FEW: usize = 8;
@@ -133,10 +133,15 @@ fn unit_of(
         }
         Side::Cached(_) | Side::Rebuilt(_) => queries,
     };
+    let across = match &sequence.keys {
+        Side::Absorbed(_) if shape.past >= shape.tile => Across::of(queries),
+        _ => None,
+    };
+    let across = across.as_ref();
     let visible = shape.visible(row);
     let walk = |start: usize| {
         let running = Running::new(rows, sequence.values.width(shape.d_head));
-        let mut unit = Unit { shape, sequence, queries, row, heads: heads.clone(), running };
+        let mut unit = Unit { shape, sequence, queries, across, row, heads: heads.clone(), running };
         let tokens = start..visible.end.min(start.saturating_add(span));
         pulp::Arch::new().dispatch(Walk { unit: &mut unit, tokens });
         unit.running
@@ -191,6 +196,8 @@ struct Unit<'a> {
     sequence: &'a Sequence<'a>,
     /// Of its heads: rotated, or taken to the latents.
     queries: Rows<'a>,
+    /// Those that were taken to the latents, turned, where it pays.
+    across: Option<&'a Across>,
     row: usize,
     heads: Range<usize>,
     running: Running,
@@ -240,7 +247,10 @@ impl Unit<'_> {
         };
         let mut scratch = Scratch {
             latents: vec![0.0; tile * gathered],
-            rebuilt: vec![0.0; tile * self.heads.len() * self.shape.d_head],
+            rebuilt: match (&self.sequence.keys, &self.sequence.values) {
+                (Side::Absorbed(_), Side::Absorbed(_)) => Vec::new(),
+                _ => vec![0.0; tile * self.heads.len() * self.shape.d_head],
+            },
             scores: vec![0.0; self.queries.count * tile],
             more: match self.sequence.keys {
                 Side::Rebuilt(_) if self.sequence.shared.is_some() => vec![0.0; self.queries.count * tile],
@@ -264,7 +274,17 @@ impl Unit<'_> {
         match &sequence.keys {
             Side::Absorbed(made) => {
                 let keys = latents.columns(sequence.scored(made));
-                self.score(simd, self.queries, 0..heads.len(), from, keys, scores);
+                match self.across {
+                    // Every row of all heads sees the tile, or what it does not see is hidden afterwards.
+                    Some(across) => {
+                        let next = ahead(&sequence.latents, tokens.end..tokens.end + tokens.len());
+                        across.scores(simd, keys, next, scores);
+                        let (taken, all) = (across.rows(), self.queries.count);
+                        let scores = &mut scores[taken * keys.count..all * keys.count];
+                        rows::scores(simd, self.queries.span(taken..all), keys, scores, keys.count);
+                    }
+                    None => self.score(simd, self.queries, 0..heads.len(), from, keys, scores),
+                }
             }
             Side::Cached(cached) => {
                 for (at, head) in heads.clone().enumerate() {

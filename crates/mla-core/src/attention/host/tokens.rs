@@ -110,6 +110,17 @@ pub(super) fn in_place(read: &[Tokens<'_>]) -> bool {
     matches!(read, [] | [Tokens { rows: TokenRows::F32(_), .. }])
 }
 
+/// Tokens that lie as a matrix where they are, as far as there are some; else none.
+pub(super) fn ahead<'a>(read: &[Tokens<'a>], tokens: Range<usize>) -> Rows<'a> {
+    match read {
+        [Tokens { rows: TokenRows::F32(one), first }] => {
+            let end = (tokens.end - first).min(one.count);
+            one.span((tokens.start - first).min(end)..end)
+        }
+        _ => Rows::new(&[], 0, 0),
+    }
+}
+
 /// A tile of what is read, one matrix: in place where that is possible, else side by side in `room`.
 #[inline(always)]
 pub(super) fn gather<'a>(read: &[Tokens<'a>], tokens: Range<usize>, room: &'a mut [f32]) -> Rows<'a> {
