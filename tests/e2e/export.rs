@@ -220,3 +220,59 @@ fn a_model_with_a_shared_key_trains_is_cut_short_and_is_quantised() {
     shrink(&["check", &tuned]).text();
     assert!((eval(&tuned) - whole).abs() > 1e-6, "training moved it");
 }
+
+#[test]
+fn an_exported_folder_comes_back() {
+    for (twin, padded) in [("llama", "40"), ("granite", "40")] {
+        let scratch = Scratch::new();
+        let latent = convert(&scratch, twin, &SERIES);
+        let (out, back) = (scratch.path("out"), scratch.path("back"));
+        let more = ["--format", "deepseek", "--dtype", "f32", "--pad-rank", padded];
+        let report = export(&latent, &out, &[&more[..], &["--json"]].concat()).json();
+        let import =
+            |to: &str, more: &[&str]| shrink(&[&["import", &out, "-o", to, "--quiet"], more].concat());
+        let object = import(&back, &["--json"]).json();
+        // What it was padded by is left out.
+        let layers = number(&object, "layers");
+        let padded = number(&report, "cache_bytes_a_token") / 4.0;
+        assert!(number(&object, "cached_numbers_a_token") < padded - layers, "{object}, {padded}");
+        assert_close(eval(&back), eval(&latent), 1e-4);
+        let check = shrink(&["check", &back, "--json"]).json();
+        assert!(number(&check, "worst_orthonormality") < 1e-6, "{check}");
+        refused(&import(&back, &[]), "exists");
+        import(&back, &["--force"]).text();
+
+        // What was changed so that it is no such folder any more is told, and nothing is written.
+        let none = scratch.path("none");
+        let config = scratch.read_json("out/config.json");
+        for (field, value, what) in [
+            ("model_type", json!("llama"), "model_type"),
+            ("kv_lora_rank", json!(12), "shape"),
+            ("q_lora_rank", json!(8), "queries"),
+            ("first_k_dense_replace", json!(1), "experts"),
+            ("attention_bias", json!(true), "biases"),
+            ("rope_interleave", json!(false), "side by side"),
+            ("v_head_dim", json!(999), "sizes"),
+            ("qk_rope_head_dim", Value::Null, "qk_rope_head_dim"),
+        ] {
+            let mut config = config.clone();
+            config[field] = value;
+            std::fs::write(format!("{out}/config.json"), config.to_string()).expect("a file");
+            refused(&import(&none, &[]), what);
+        }
+        std::fs::write(format!("{out}/config.json"), config.to_string()).expect("a file");
+        let mut tensors = scratch.tensors("out/model.safetensors");
+        let more = tensors["lm_head.weight"].clone();
+        tensors.insert("model.layers.0.self_attn.q_proj.lora_A.weight".into(), more);
+        scratch.write_tensors("out/model.safetensors", &tensors);
+        refused(&import(&none, &[]), "adapter");
+        tensors.remove("model.layers.0.self_attn.q_proj.lora_A.weight");
+        let read = tensors.get_mut("model.layers.0.self_attn.kv_a_proj_with_mqa.weight").expect("a tensor");
+        read.scale(1e4);
+        scratch.write_tensors("out/model.safetensors", &tensors);
+        refused(&import(&none, &[]), "not linear");
+        assert!(!std::path::Path::new(&none).exists());
+    }
+    let scratch = Scratch::new();
+    refused(&shrink(&["import", &golden("llama"), "-o", &scratch.path("out")]), "model_type");
+}

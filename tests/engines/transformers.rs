@@ -5,7 +5,7 @@ use std::process::Command;
 use serde_json::Value;
 
 use crate::folder::{Scratch, golden};
-use crate::program::{assert_close, number};
+use crate::program::{assert_close, number, shrink};
 use crate::{
     LENGTH, PROMPT, TRAINED, WINDOWS, convert, export, named, perplexity, run_json, same_tokens, script,
     tokens,
@@ -71,4 +71,25 @@ fn stock_transformers_does_not_take_a_converted_folder_for_its_donor() {
     let output = python().args(["-c", code, &latent]).env("HF_HUB_OFFLINE", "1").output().expect("Python");
     assert!(!output.status.success());
     assert!(String::from_utf8_lossy(&output.stderr).contains("`shrink`"), "{output:?}");
+}
+
+/// Every weight trained there, the folder comes back with the same logits and orthonormal columns.
+#[test]
+fn a_folder_that_stock_transformers_tuned_comes_back() {
+    let scratch = Scratch::new();
+    let latent =
+        convert(&scratch, TRAINED, &["--method", "deepseek", "--layout", "deepseek", "--d-rope", "16"]);
+    let more = ["--format", "deepseek", "--dtype", "f32", "--pad-rank", "48"];
+    let (out, _) = export(&scratch, &latent, &more);
+    let (tuned, back) = (scratch.path("tuned"), scratch.path("back"));
+    let mut command = python();
+    command.args([&script("tune.py"), &out, &tuned, &golden("demo/heldout.txt"), "4", "64"]);
+    run_json(&mut command, "tune.py");
+    shrink(&["import", &tuned, "-o", &back, "--quiet"]).text();
+    let check = shrink(&["check", &back, "--json"]).json();
+    assert!(number(&check, "worst_orthonormality") < 1e-6, "{check}");
+    let found = stock(&tuned, TRAINED);
+    assert_close(number(&found, "perplexity"), perplexity(&back), 1e-4);
+    same_tokens(&found, &back);
+    assert!((perplexity(&back) / perplexity(&latent) - 1.0).abs() > 1e-3, "training moved it");
 }

@@ -6,7 +6,7 @@ mod ranges;
 mod running;
 mod training;
 
-pub use exporting::{ExportArgs, Format};
+pub use exporting::{ExportArgs, Format, ImportArgs};
 pub use factorising::{
     CalibrationArgs, Latents, Layout, Method, MethodArgs, Objective, Ranks, StatisticsArgs,
 };
@@ -68,8 +68,10 @@ pub enum Command {
     Compare(CompareArgs),
     /// Train the latent matrices of a converted model, and nothing else
     Train(TrainArgs),
-    /// Hand a converted model to other programs: transformers, vLLM, SGLang
+    /// Hand a converted model to other programs: transformers, vLLM, llama.cpp
     Export(ExportArgs),
+    /// Bring a folder of DeepSeek's layout that was tuned elsewhere back into shrink's form
+    Import(ImportArgs),
     /// Measure perplexity, and the distance to a donor
     Eval(EvalArgs),
     /// Continue a prompt from the (latent) cache

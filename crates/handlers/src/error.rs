@@ -18,6 +18,14 @@ pub enum Error {
         /// Why, and what works.
         reason: String,
     },
+    /// A folder that cannot be brought into our form.
+    #[error("{} cannot be imported: {reason}", path.display())]
+    Import {
+        /// The folder.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// A file could not be read, written or renamed.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
@@ -309,6 +317,7 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Error::Export { .. } => "shrink help export says what each format takes".into(),
+            Error::Import { .. } => "shrink import takes what shrink export --format deepseek wrote, tuned by transformers".into(),
             Error::Io { source, .. } if source.kind() == std::io::ErrorKind::StorageFull => {
                 "free some space or choose another output folder; nothing was left behind".into()
             }

@@ -13,7 +13,7 @@ use std::path::Path;
 use mla_core::{Matrix, Slot};
 use serde_json::{Map, Value};
 
-use crate::checkpoint::Dtype;
+use crate::checkpoint::{Checkpoint, Dtype};
 use crate::error::Error;
 use crate::model::Model;
 use crate::spec::Layout;
@@ -87,12 +87,16 @@ pub(crate) fn check_finite(donor: &Model, key: &str, values: &[f32]) -> Result<(
 
 /// A tensor of a donor as it is stored, in another type where that is asked for.
 pub(crate) fn stored(donor: &Model, key: &str, dtype: Dtype) -> Result<Vec<u8>, Error> {
-    let checkpoint = donor.checkpoint();
-    let tensor = checkpoint.get(key).expect("the donor's tensors were found when it was opened");
+    stored_in(donor.checkpoint(), key, dtype)
+}
+
+/// A tensor of weight files, as [`stored`].
+pub(crate) fn stored_in(checkpoint: &Checkpoint, key: &str, dtype: Dtype) -> Result<Vec<u8>, Error> {
+    let tensor = checkpoint.get(key).expect("the tensors were found when the folder was opened");
     let found = checkpoint.dtype(key, tensor)?;
     let bytes = checkpoint.read(tensor)?;
     if let Some((index, value)) = found.first_not_finite(&bytes) {
-        return Err(donor.not_finite(key, index, value));
+        return Err(Error::NotFinite { path: checkpoint.folder().into(), key: key.into(), index, value });
     }
     if found == dtype {
         return Ok(bytes);

@@ -257,7 +257,7 @@ fn resolve_prefixes(specs: &mut [TensorSpec], prefixes: &[&str], checkpoint: &Ch
 }
 
 /// Every tensor is there, in its shape, as a plain float.
-fn check(specs: &[TensorSpec], checkpoint: &Checkpoint) -> Result<(), Error> {
+pub(crate) fn check(specs: &[TensorSpec], checkpoint: &Checkpoint) -> Result<(), Error> {
     let path = || checkpoint.folder().to_path_buf();
     let missing: Vec<String> = specs
         .iter()

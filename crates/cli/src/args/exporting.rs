@@ -63,3 +63,24 @@ impl Format {
         }
     }
 }
+
+/// `shrink import`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shrink export smollm2-ds -o smollm2-hf --format deepseek --dtype f32
+  …                                             transformers' Trainer, saved to tuned/
+  shrink import tuned -o smollm2-ds-tuned
+
+Every weight may have been trained. What each head's queries, keys and values then have of their own is kept: the graph has as many K
+and V heads as query heads, and the ratio is to a cache of those. W_up is brought back to orthonormal columns by a QR factorisation,
+which changes nothing else. An adapter (LoRA) is merged before it is saved.")]
+pub struct ImportArgs {
+    /// Folder of DeepSeek's layout that shrink exported and another program tuned
+    pub folder: PathBuf,
+    /// Folder to write
+    #[arg(long, short, value_name = "OUT")]
+    pub output: PathBuf,
+    /// Replace OUT if it exists
+    #[arg(long)]
+    pub force: bool,
+}

@@ -57,8 +57,8 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
     task.finish();
     let failed: Vec<&Residual> = residuals.iter().filter(|r| r.residual > r.bound).collect();
     let record = Record::read(model.folder())?;
-    let layers = record.as_ref().map(|record| record.layers.as_deref().unwrap_or_default());
-    let unlike = layers.and_then(|layers| differs(layers, section));
+    let recorded = record.as_ref().and_then(|record| record.layers.as_deref());
+    let unlike = recorded.and_then(|layers| differs(layers, section));
     let worst = residuals.iter().map(|r| r.residual).fold(0.0, f64::max);
     let config = model.config();
     let cache_bytes = token_bytes(config).0.model;
@@ -71,7 +71,7 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
         "orthonormality": residuals.iter().map(|r| json!({ "key": r.key, "residual": r.residual, "bound": r.bound }))
             .collect::<Vec<_>>(),
         "layers": section.layers,
-        "record_agrees": record.as_ref().map(|_| unlike.is_none()),
+        "record_agrees": recorded.map(|_| unlike.is_none()),
         "compression_ratio": config.compression_ratio(),
         "cache_dtype": config.cache_dtype.name(),
         "cache_ratio": calib::cache_ratio(config),
@@ -93,14 +93,14 @@ pub fn run(session: &Session, args: &CheckArgs) -> anyhow::Result<()> {
     }
     match &unlike {
         Some(difference) => text += &format!("FAILED shrink.json: {difference}\n"),
-        None if record.is_some() => text += "shrink.json: the ranks of config.json\n",
+        None if recorded.is_some() => text += "shrink.json: the ranks of config.json\n",
         None => {}
     }
     session.print(&object, &text)?;
     match failed.len() + usize::from(unlike.is_some()) {
         0 => Ok(()),
         failures => {
-            let checks = residuals.len() + usize::from(record.is_some());
+            let checks = residuals.len() + usize::from(recorded.is_some());
             Err(UserError::CheckFailed { failures, checks }.into())
         }
     }

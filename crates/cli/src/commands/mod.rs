@@ -11,6 +11,7 @@ pub mod export;
 #[cfg(test)]
 mod extremes;
 pub mod generate;
+pub mod import;
 pub mod inspect;
 pub mod memory;
 pub mod train;

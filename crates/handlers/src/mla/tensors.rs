@@ -25,22 +25,22 @@ impl MlaSection {
             };
             let latent = config.latent(layer);
             let fused = spec.outputs.is_some();
-            let replaced = latent.map(|latent| match slot {
-                LayerSlot::Key(Part::Weight) => self.in_place_of_key(&config, layer, latent, fused),
-                LayerSlot::Value(Part::Weight) => self.in_place_of_value(&config, layer, latent),
+            let replaced = latent.and_then(|latent| match slot {
+                LayerSlot::Key(Part::Weight) => Some(self.in_place_of_key(&config, layer, latent, fused)),
+                LayerSlot::Value(Part::Weight) => Some(self.in_place_of_value(&config, layer, latent)),
                 LayerSlot::Key(Part::Bias) => biases(&config, layer, latent),
                 LayerSlot::Query(Part::Weight) if fused => {
-                    vec![("w_q", slot, [config.n_heads * config.d_head, config.d_model])]
+                    Some(vec![("w_q", slot, [config.n_heads * config.d_head, config.d_model])])
                 }
-                _ => Vec::new(),
+                _ => None,
             });
-            let replaced = replaced.unwrap_or_default();
             // Behind a norm a key is made as the donor makes it, and then compressed.
             let kept =
                 slot == LayerSlot::Key(Part::Weight) && config.layers[layer].qk_norm.is_some() && !fused;
-            if replaced.is_empty() || kept {
+            if replaced.is_none() || kept {
                 specs.push(spec.clone());
             }
+            let replaced = replaced.unwrap_or_default();
             let module = module_of(&spec.key);
             specs.extend(replaced.into_iter().map(|(name, slot, [d_out, d_in])| {
                 let (key, slot) = (format!("{module}.mla.{name}"), Slot::Layer(layer, slot));
@@ -106,16 +106,14 @@ fn factors(config: &DecoderConfig, layer: usize, latent: &LatentConfig, part: La
     named
 }
 
-/// What stands in the place of the bias of keys.
-fn biases(config: &DecoderConfig, layer: usize, latent: &LatentConfig) -> Vec<Named> {
-    match latent.shared_key() {
-        // A bias before a norm is in the normed key already.
-        Some(shared) if config.layers[layer].qk_norm.is_none() => vec![
-            ("b_down_shared", LayerSlot::DownShared(Part::Bias), [shared.d_rope(), VECTOR]),
-            ("b_k", LayerSlot::Key(Part::Bias), [config.d_kv(), VECTOR]),
-        ],
-        _ => Vec::new(),
-    }
+/// What stands in the place of the bias of keys; `None` where it stays.
+fn biases(config: &DecoderConfig, layer: usize, latent: &LatentConfig) -> Option<Vec<Named>> {
+    // A bias before a norm is in the normed key already.
+    let shared = latent.shared_key().filter(|_| config.layers[layer].qk_norm.is_none())?;
+    Some(vec![
+        ("b_down_shared", LayerSlot::DownShared(Part::Bias), [shared.d_rope(), VECTOR]),
+        ("b_k", LayerSlot::Key(Part::Bias), [config.d_kv(), VECTOR]),
+    ])
 }
 
 /// A tensor's name in the attention module, what it is, and `[d_out, d_in]`; of a vector, `[len, VECTOR]`.
