@@ -6,7 +6,7 @@ mod page;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -43,6 +43,9 @@ pub struct Request {
     /// Sequences at a time
     #[arg(long, value_delimiter = ',', default_value = "1,8", value_name = "N,…")]
     batch_size: Vec<usize>,
+    /// Measure these sides only, and nothing that is promised of others; nothing is installed for those left out
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "NAME,…")]
+    sides: Vec<Side>,
     /// Rounds, in each of which every side runs; the table has medians
     #[arg(long, value_name = "N", default_value_t = 3)]
     rounds: usize,
@@ -63,11 +66,13 @@ enum Subject {
 }
 
 /// Who decodes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
 enum Side {
     Dense,
     Latent2,
+    Deepseek2,
     Latent4,
     Int4,
     TorchF32,
@@ -142,6 +147,10 @@ impl Subject {
             Side::TorchBf16,
             Side::LlamaCpp,
         ];
+        // A form of rotary models.
+        if self == Self::Smollm2 {
+            sides.insert(2, Side::Deepseek2);
+        }
         // It fills its cache by reading, which at eight sequences takes an hour.
         if self == Self::Smollm2 && batch == 1 {
             sides.push(Side::Cacheshrink);
@@ -155,6 +164,7 @@ impl Side {
         match self {
             Self::Dense => "shrink, dense cache, f32",
             Self::Latent2 => "shrink, latent 2x, f32",
+            Self::Deepseek2 => "shrink, DeepSeek's form 2x, f32",
             Self::Latent4 => "shrink, latent 4x, f32",
             Self::Int4 => "shrink, latent 4x, int4",
             Self::TorchF32 => "transformers on torch, f32",
@@ -167,7 +177,9 @@ impl Side {
     /// What `decode.py` calls it.
     fn torch(self) -> Option<&'static str> {
         match self {
-            Self::Dense | Self::Latent2 | Self::Latent4 | Self::Int4 | Self::LlamaCpp => None,
+            Self::Dense | Self::Latent2 | Self::Deepseek2 | Self::Latent4 | Self::Int4 | Self::LlamaCpp => {
+                None
+            }
             Self::TorchF32 => Some("f32"),
             Self::TorchBf16 => Some("bf16"),
             Self::Cacheshrink => Some("cacheshrink"),
@@ -220,8 +232,9 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
         }
         let folders = Folders::make(workspace, request, &shrink, &others, model)?;
         for batch in batches {
-            let mut sides: Vec<Runs> =
-                model.sides(batch).into_iter().map(|side| Runs { side, rounds: Vec::new() }).collect();
+            let asked = |side: &Side| request.sides.is_empty() || request.sides.contains(side);
+            let sides = model.sides(batch).into_iter().filter(asked);
+            let mut sides: Vec<Runs> = sides.map(|side| Runs { side, rounds: Vec::new() }).collect();
             // Each round has all, so that whatever else the machine does befalls all.
             for round in 1..=rounds {
                 for Runs { side, rounds: found } in &mut sides {
@@ -238,10 +251,10 @@ pub fn run(workspace: &Workspace, request: &Request) -> Result<bool> {
     Ok(promises(&record)?.iter().all(Promise::kept))
 }
 
-/// What shrink is measured beside.
+/// What shrink is measured beside, as far as it is asked for.
 struct Others {
-    torch: Peer,
-    llama_cpp: LlamaCpp,
+    torch: Option<Peer>,
+    llama_cpp: Option<LlamaCpp>,
     /// What runs on torch.
     script: PathBuf,
 }
@@ -250,6 +263,7 @@ struct Others {
 struct Folders {
     donor: PathBuf,
     converted: [PathBuf; 2],
+    deepseek: Option<PathBuf>,
     gguf: PathBuf,
 }
 
@@ -281,9 +295,23 @@ impl Folders {
             Ok::<_, anyhow::Error>(folder)
         };
         let converted = [convert("2")?, convert("4")?];
+        let deepseek = match model {
+            Subject::Gpt2 => None,
+            Subject::Smollm2 => {
+                let folder = shrink.scratch().join(format!("{model:?}-deepseek"));
+                let line = "convert --method deepseek --layout deepseek --d-rope 64 --compression-ratio 2 --calibration builtin \
+                            --num-calibration-samples 4 --max-calibration-length 128 --output";
+                let args = line.split_whitespace().map(OsString::from);
+                let more = [folder.clone().into(), donor.clone().into()];
+                shrink.json(&args.chain(more).collect::<Vec<_>>())?;
+                Some(folder)
+            }
+        };
         let gguf = shrink.scratch().join(format!("{model:?}.gguf"));
-        others.llama_cpp.model(workspace, &others.torch, &donor, &gguf)?;
-        Ok(Self { donor, converted, gguf })
+        if let (Some(llama_cpp), Some(torch)) = (&others.llama_cpp, &others.torch) {
+            llama_cpp.model(workspace, torch, &donor, &gguf)?;
+        }
+        Ok(Self { donor, converted, deepseek, gguf })
     }
 }
 
@@ -299,10 +327,12 @@ fn arguments(model: &Path, batch: usize, contexts: &[usize], repeat: usize) -> V
 
 impl Others {
     fn install(workspace: &Workspace, request: &Request) -> Result<Self> {
-        let torch = request.peer.peer(workspace, &PEERS)?;
+        let asked = |side: &Side| request.sides.is_empty() || request.sides.contains(side);
+        let llama_cpp = asked(&Side::LlamaCpp);
+        let torch = llama_cpp || [Side::TorchF32, Side::TorchBf16, Side::Cacheshrink].iter().any(asked);
         Ok(Self {
-            torch,
-            llama_cpp: LlamaCpp::install(workspace)?,
+            torch: torch.then(|| request.peer.peer(workspace, &PEERS)).transpose()?,
+            llama_cpp: llama_cpp.then(|| LlamaCpp::install(workspace)).transpose()?,
             script: workspace.root.join("xtask/bench/decode.py"),
         })
     }
@@ -319,17 +349,19 @@ fn measure(
 ) -> Result<Value> {
     let numbers: Vec<usize> =
         [batch, PREFILL, record.repeat].into_iter().chain(record.contexts.iter().copied()).collect();
+    let missing = || format!("nothing was installed for {side:?}");
     if side == Side::LlamaCpp {
-        return others.llama_cpp.json(&folders.gguf, &numbers, THREADS);
+        return others.llama_cpp.as_ref().with_context(missing)?.json(&folders.gguf, &numbers, THREADS);
     }
     if let Some(torch) = side.torch() {
         let mut args = vec![torch.to_owned(), folders.donor.display().to_string()];
         args.extend(numbers.iter().map(usize::to_string));
-        return others.torch.json(&others.script, &args, THREADS);
+        return others.torch.as_ref().with_context(missing)?.json(&others.script, &args, THREADS);
     }
     let folder = match side {
         Side::Latent2 => &folders.converted[0],
         Side::Latent4 | Side::Int4 => &folders.converted[1],
+        Side::Deepseek2 => folders.deepseek.as_ref().with_context(missing)?,
         _ => &folders.donor,
     };
     let mut args = arguments(folder, batch, &record.contexts, record.repeat);
