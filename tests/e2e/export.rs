@@ -239,6 +239,9 @@ fn an_exported_folder_comes_back() {
         assert_close(eval(&back), eval(&latent), 1e-4);
         let check = shrink(&["check", &back, "--json"]).json();
         assert!(number(&check, "worst_orthonormality") < 1e-6, "{check}");
+        // To the donor's cache, which the wider graph does not say.
+        let before = shrink(&["check", &latent, "--json"]).json();
+        assert_close(number(&check, "compression_ratio"), number(&before, "compression_ratio"), 1e-9);
         refused(&import(&back, &[]), "exists");
         import(&back, &["--force"]).text();
 
@@ -261,6 +264,10 @@ fn an_exported_folder_comes_back() {
             refused(&import(&none, &[]), what);
         }
         std::fs::write(format!("{out}/config.json"), config.to_string()).expect("a file");
+        let tokenizer = std::fs::read(format!("{out}/tokenizer.json")).expect("a file");
+        scratch.remove("out/tokenizer.json");
+        refused(&import(&none, &[]), "tokenizer");
+        scratch.write("out/tokenizer.json", tokenizer);
         let mut tensors = scratch.tensors("out/model.safetensors");
         let more = tensors["lm_head.weight"].clone();
         tensors.insert("model.layers.0.self_attn.q_proj.lora_A.weight".into(), more);

@@ -205,7 +205,7 @@ impl Error {
                 _ => format!("keep 2 to {} (--d-rope), or lower the ratio", (d_latent - 1) / 2 * 2),
             },
             Error::SharedKeyWidth { .. } => "give another --d-rope, or lower the ratio".into(),
-            Error::SharedKey { .. } => "take --method joint, or the way named".into(),
+            Error::SharedKey { .. } => "take --method joint, or what the message names".into(),
             Error::Budget { .. } => "lower the ratio, or take --ranks uniform".into(),
             Error::SharedBasis { .. } => "leave --sequential out with xkv".into(),
             Error::NeedsText { .. } => {

@@ -91,7 +91,8 @@ pub fn plans(
     Ok(methods.iter().flat_map(of).collect())
 }
 
-fn is_series(method: &calib::Method) -> bool {
+/// Whether a method is in the layout of other engines.
+pub fn is_series(method: &calib::Method) -> bool {
     matches!(method, calib::Method::Deepseek(Deepseek { layout: KeyLayout::Deepseek, .. }))
 }
 

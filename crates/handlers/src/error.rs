@@ -338,7 +338,9 @@ impl Error {
                 known.join(", ")
             ),
             Error::NativeMla { .. } => {
-                "its cache is compressed by design: there are no full keys and values to replace".into()
+                "its cache is compressed by design: there are no full keys and values to replace; what shrink export wrote, \
+                 tuned or not, shrink import brings back"
+                    .into()
             }
             Error::NoWeights { others, .. } if others.is_empty() => {
                 "the folder should hold config.json, tokenizer.json and model.safetensors (or shards with their index)"

@@ -18,11 +18,13 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::config_json::ConfigJson;
 use crate::error::Error;
+use crate::layout::deepseek::DONOR_NUMBERS;
 use crate::layout::{Container, Encoded, FolderLayout, cast, stored_in};
 use crate::mla::{LayerRanks, MlaSection, SharedRope, identity};
 use crate::model::check;
 use crate::registry::Registry;
 use crate::spec::TensorSpec;
+use crate::tokenizer::Tokenizer;
 
 /// ε of the norm on the latent, which transformers has whatever the configuration says.
 const EPSILON: f64 = 1e-6;
@@ -95,20 +97,22 @@ impl Imported {
         let donor = ConfigJson::from_fields(json.path(), donor(&json, &sizes, theta));
         let handler = registry.handler(&donor)?;
         let graph = handler.config(&donor)?;
+        // A run that saves its model alone leaves a folder that nobody can talk to.
+        Tokenizer::open(folder)?;
         let checkpoint = Checkpoint::open(folder)?;
         let theirs = sizes.specs(&json)?;
         check(&theirs, &checkpoint)?;
         let unknown = checkpoint.keys().find(|key| theirs.iter().all(|spec| spec.key != **key));
         if let Some(key) = unknown.filter(|key| !key.ends_with("rotary_emb.inv_freq")) {
             let reason =
-                format!("{key} has no place in it: merge an adapter into the model before it is saved");
+                format!("{key} has no place in it (an adapter is merged into the model before it is saved)");
             return Err(refuse(folder, reason));
         }
         let mut live = Vec::with_capacity(sizes.n_layers);
         for layer in 0..sizes.n_layers {
             live.push(live_numbers(&checkpoint, &sizes, layer)?);
         }
-        let section = section(&graph, &sizes, theta, &live);
+        let section = section(&graph, &sizes, theta, &live, json.size_or_none(DONOR_NUMBERS)?);
         let config = section.apply(graph);
         let specs = section.tensors(&handler.tensors(&config.donor()), &config);
         Ok(Self { json: donor, checkpoint, sizes, config, section, specs, live })
@@ -341,8 +345,15 @@ fn donor(json: &ConfigJson, sizes: &Sizes, theta: f64) -> Map<String, Value> {
     fields
 }
 
-fn section(graph: &DecoderConfig, sizes: &Sizes, theta: f64, live: &[Vec<usize>]) -> MlaSection {
+fn section(
+    graph: &DecoderConfig,
+    sizes: &Sizes,
+    theta: f64,
+    live: &[Vec<usize>],
+    donor_numbers: Option<usize>,
+) -> MlaSection {
     let mut section = MlaSection::from_config("deepseek", "imported", graph, false);
+    section.donor_numbers = donor_numbers;
     section.shared_rope = Some(SharedRope { theta, d_rotary: sizes.rope });
     let shared = SharedKeyConfig { rope: graph.ropes().len(), pairs: (0..sizes.rope / 2).collect() };
     section.layers = live

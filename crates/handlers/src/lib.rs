@@ -40,7 +40,7 @@ pub use error::Error;
 pub use folder::{Written, write_folder};
 pub use generation::GenerationConfig;
 pub use imported::{ImportPlan, Imported, Split};
-pub use layout::deepseek::{DeepseekOptions, DeepseekPlan};
+pub use layout::deepseek::{DeepseekOptions, DeepseekPlan, beyond_deepseek};
 pub use layout::dense::DensePlan;
 pub use layout::gguf::GgufPlan;
 pub use layout::mla::FolderPlan;

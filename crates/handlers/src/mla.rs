@@ -8,7 +8,7 @@ mod tensors;
 
 pub use ranks::LayerRanks;
 
-use mla_core::decoder::{AttentionKind, LatentWidth, PositionKind};
+use mla_core::decoder::{AttentionKind, LatentConfig, LatentWidth, PositionKind};
 use mla_core::positions::RopeConfig;
 use mla_core::{CacheDtype, DecoderConfig};
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,9 @@ pub struct MlaSection {
     /// What the cache keeps its numbers as unless the user says otherwise: `int4`, …; without it f32.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_dtype: Option<String>,
+    /// Numbers a token and layer that the donor cached, where the graph has other K and V heads than it had (an import).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub donor_numbers: Option<usize>,
     /// One entry a layer; `null` for a layer that keeps its original attention.
     pub layers: Vec<Option<LayerRanks>>,
     /// Whether the original `W_k` and `W_v` are stored too.
@@ -91,6 +94,7 @@ impl MlaSection {
             group_size: None,
             shared_rope: shared_rope(config),
             d_rope: None,
+            donor_numbers: (0..config.n_layers()).find_map(|layer| config.latent(layer)?.replaces),
             cache_dtype: (config.cache_dtype != CacheDtype::F32)
                 .then(|| config.cache_dtype.name().to_owned()),
             layers: (0..config.n_layers()).map(ranks).collect(),
@@ -119,6 +123,11 @@ impl MlaSection {
             ("group", section.group != Some(0), "at least 1".to_owned()),
             ("group_size", section.group_size != Some(0), "at least 1".to_owned()),
             ("d_rope", section.d_rope.is_none_or(|d| d <= d_kv), format!("at most d_kv = {d_kv}")),
+            (
+                "donor_numbers",
+                section.donor_numbers.is_none_or(|n| (1..=2 * d_kv).contains(&n)),
+                format!("from 1 to 2 · d_kv = {}", 2 * d_kv),
+            ),
         ] {
             if !allowed {
                 return Err(json.bad(&format!("mla.{field}"), expected, &value[field]));
@@ -210,7 +219,8 @@ impl MlaSection {
         }
         for (layer, (place, ranks)) in config.layers.iter_mut().zip(&self.layers).enumerate() {
             if let Some(ranks) = ranks {
-                place.attention = AttentionKind::Latent(ranks.latent(layer));
+                let replaces = self.donor_numbers;
+                place.attention = AttentionKind::Latent(LatentConfig { replaces, ..ranks.latent(layer) });
             }
         }
         let dtype = self.cache_dtype.as_deref().and_then(CacheDtype::from_name);

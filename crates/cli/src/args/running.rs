@@ -12,7 +12,7 @@ pub struct CacheArgs {
     /// What the cache keeps its numbers as; the integers are of latents [default: the folder's, else f32]
     #[arg(long, value_enum, value_name = "DTYPE")]
     pub cache_dtype: Option<CacheDtype>,
-    /// Cut the latents of a converted folder short, to a larger ratio than it was converted at (separate and joint)
+    /// Cut the latents of a converted folder short, to a larger ratio than it was converted at (separate, joint and deepseek)
     #[arg(long, short = 'r', alias = "ratio", value_name = "RATIO", allow_negative_numbers = true, value_parser = ranges::ratio())]
     pub compression_ratio: Option<f64>,
 }

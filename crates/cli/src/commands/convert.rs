@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use calib::{Conversion, Scratch, Width};
-use handlers::{Existing, Output, Written};
+use handlers::{Existing, Output, Written, beyond_deepseek};
 use mla_core::{DecoderConfig, Patch, WeightSource};
 use serde_json::json;
 use train::eval::cache_sizes;
@@ -63,6 +63,11 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         request.plans.retain(|plan| plan.ranks == calib::Ranks::Global);
     }
     convert::check(&request, &donor.model)?;
+    if request.plans.iter().any(|plan| plans::is_series(&plan.method))
+        && let Some(reason) = beyond_deepseek(config)
+    {
+        session.ui.note(&format!("note: shrink export --format deepseek will refuse this model: {reason}"));
+    }
     if args.sequential && args.method.method == Method::Xkv {
         return Err(UserError::Flag {
             flag: "--sequential",

@@ -41,7 +41,10 @@ pub fn run(session: &Session, args: &ExportArgs) -> anyhow::Result<()> {
             };
             let (written, numbers) = match args.format {
                 Format::Gguf => {
-                    let plan = GgufPlan::new(model, &opened.name(), options)?;
+                    // Published with the file: no path of this machine.
+                    let name = args.model.trim_end_matches('/');
+                    let name = name.rsplit('/').next().unwrap_or(name);
+                    let plan = GgufPlan::new(model, name, options)?;
                     (write_shown(session, &plan, prepare()?)?, plan.cached_numbers())
                 }
                 _ => {

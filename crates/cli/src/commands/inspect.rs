@@ -93,7 +93,8 @@ pub(super) fn report(registry: &Registry, path: &Path, ratios: &[f64]) -> anyhow
 /// The methods that a model can be converted by; `decoupled_rope` also wants a ratio that leaves room for what it keeps.
 fn methods(config: &DecoderConfig) -> Vec<&'static str> {
     let across = if config.n_layers() > 1 { &["cascade", "xkv"][..] } else { &[] };
-    ["separate", "joint", "decoupled_rope"].iter().chain(across).copied().collect()
+    let rotary = if config.ropes().is_empty() { &[][..] } else { &["deepseek"] };
+    ["separate", "joint", "decoupled_rope"].iter().chain(rotary).chain(across).copied().collect()
 }
 
 /// Numbers in the table's tensors; a fused one, which several specs share, counts once. A basis for quantising is none of

@@ -30,6 +30,8 @@ use crate::model::Model;
 const EPSILON: f64 = 1e-6;
 /// The most that the mean square of a scaled latent may be, as a share of ε, whatever the input.
 const LARGEST: f64 = 1e-4;
+/// The field that says what the donor cached, numbers a token and layer.
+pub(crate) const DONOR_NUMBERS: &str = "shrink_donor_numbers";
 /// Experts that are declared, since engines ask for a number, and that no layer has.
 const EXPERTS: usize = 8;
 
@@ -67,17 +69,25 @@ impl<'a> DeepseekPlan<'a> {
     /// # Errors
     /// When it cannot, with the reason; when the type or the rank does not fit.
     pub fn new(model: &'a Model, options: DeepseekOptions) -> Result<Self, Error> {
+        Self::named("deepseek", model, options)
+    }
+
+    /// As [`new`](Self::new), for a layout of another name that holds the same.
+    pub(super) fn named(
+        format: &'static str,
+        model: &'a Model,
+        options: DeepseekOptions,
+    ) -> Result<Self, Error> {
         let config = model.config();
-        let (shared, rank, rope) =
-            fits(config).map_err(|reason| Error::Export { format: "deepseek", reason })?;
+        let (shared, rank, rope) = fits(config).map_err(|reason| Error::Export { format, reason })?;
         if options.dtype == Dtype::F16 {
             let reason = "f16 has not the range for the scaled latent: take bf16 or f32".into();
-            return Err(Error::Export { format: "deepseek", reason });
+            return Err(Error::Export { format, reason });
         }
         let padded = options.pad_rank.unwrap_or(rank);
         if padded < rank {
             let reason = format!("the latent has {rank} numbers a token, and cannot be padded to {padded}");
-            return Err(Error::Export { format: "deepseek", reason });
+            return Err(Error::Export { format, reason });
         }
         let DeepseekOptions { dtype, gains, extra, max_shard_bytes, .. } = options;
         let (d_rope, theta) = (shared.d_rope(), rope.theta);
@@ -218,6 +228,8 @@ impl<'a> DeepseekPlan<'a> {
             "initializer_range": 0.02,
             "use_cache": true,
             "torch_dtype": self.dtype.torch_name(),
+            // For the way back: what the donor cached, which the graph does not say.
+            DONOR_NUMBERS: config.donor_numbers(0),
         });
         let Value::Object(mut fields) = fields else { return Map::new() };
         for token in ["bos_token_id", "eos_token_id", "pad_token_id"] {
@@ -274,8 +286,13 @@ impl FolderLayout for DeepseekPlan<'_> {
     }
 }
 
-/// The shared key, the rank and the rotary embedding of a model that the layout can say; else the reason, and what works.
-fn fits(config: &DecoderConfig) -> Result<(&SharedKeyConfig, usize, &RopeConfig), String> {
+/// Why the layout cannot say any conversion of a graph, whatever its latents; `None` where it can.
+pub fn beyond_deepseek(config: &DecoderConfig) -> Option<String> {
+    frame_fits(config).err()
+}
+
+/// What surrounds the keys and values.
+fn frame_fits(config: &DecoderConfig) -> Result<(), String> {
     let not = |what: &str| format!("the layout has no {what}; shrink runs the folder as it is");
     if config.biases.qkv || config.biases.output || config.biases.mlp {
         return Err(not("biases of queries, keys and values that engines read"));
@@ -287,7 +304,7 @@ fn fits(config: &DecoderConfig) -> Result<(&SharedKeyConfig, usize, &RopeConfig)
         return Err(not("bound of the logits"));
     }
     let first = &config.layers[0];
-    for (layer, place) in config.layers.iter().enumerate() {
+    for place in &config.layers {
         if place.window.is_some() {
             return Err(not("sliding windows"));
         }
@@ -300,6 +317,15 @@ fn fits(config: &DecoderConfig) -> Result<(&SharedKeyConfig, usize, &RopeConfig)
         if place.mlp.kind != MlpKind::Gated(Activation::Silu) || place.mlp != first.mlp {
             return Err(not("MLP but the gated one with SiLU, of one width"));
         }
+    }
+    Ok(())
+}
+
+/// The shared key, the rank and the rotary embedding of a model that the layout can say; else the reason, and what works.
+fn fits(config: &DecoderConfig) -> Result<(&SharedKeyConfig, usize, &RopeConfig), String> {
+    frame_fits(config)?;
+    let not = |what: &str| format!("the layout has no {what}; shrink runs the folder as it is");
+    for layer in 0..config.n_layers() {
         let latent = config.latent(layer);
         if latent.and_then(|latent| latent.shared_key()).is_none() {
             return Err(format!(

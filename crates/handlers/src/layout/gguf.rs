@@ -29,7 +29,7 @@ impl<'a> GgufPlan<'a> {
     /// # Errors
     /// As [`DeepseekPlan::new`], and when llama.cpp has no tokenizer like the model's.
     pub fn new(model: &'a Model, name: &str, options: DeepseekOptions) -> Result<Self, Error> {
-        let deepseek = DeepseekPlan::new(model, DeepseekOptions { gains: Dtype::F32, ..options })?;
+        let deepseek = DeepseekPlan::named("gguf", model, DeepseekOptions { gains: Dtype::F32, ..options })?;
         let config = model.config();
         let id = |field: &str| {
             model.json().get(field).and_then(Json::as_u64).and_then(|id| u32::try_from(id).ok())

@@ -36,7 +36,7 @@ impl LayerRanks {
     pub fn latent(&self, layer: usize) -> LatentConfig {
         let Self { width, up_of, reads_from, balanced, ref shared } = *self;
         let keys = shared.clone().map_or(KeyForm::Rotated, KeyForm::Shared);
-        LatentConfig { width, up_of: up_of.unwrap_or(layer), reads_from, balanced, keys }
+        LatentConfig { width, up_of: up_of.unwrap_or(layer), reads_from, balanced, keys, replaces: None }
     }
 }
 

@@ -373,7 +373,13 @@ impl DecoderConfig {
 
     /// The donor's cache over this model's, in numbers a token: 1 for a donor, and honest where layers stay original.
     pub fn compression_ratio(&self) -> f64 {
-        (2 * self.d_kv() * self.n_layers()) as f64 / self.cached_numbers_total() as f64
+        let donor: usize = (0..self.n_layers()).map(|layer| self.donor_numbers(layer)).sum();
+        donor as f64 / self.cached_numbers_total() as f64
+    }
+
+    /// Numbers a token that the donor cached for a layer.
+    pub fn donor_numbers(&self, layer: usize) -> usize {
+        self.latent(layer).and_then(|latent| latent.replaces).unwrap_or(2 * self.d_kv())
     }
 
     /// The same graph with every layer's attention as the donor has it, and its cache in f32.

@@ -16,6 +16,9 @@ pub struct LatentConfig {
     pub balanced: bool,
     /// How keys come to depend on their positions.
     pub keys: KeyForm,
+    /// Numbers a token that the donor cached in its place, where its graph has other K and V heads than the donor had; `None` for
+    /// those of its own graph.
+    pub replaces: Option<usize>,
 }
 
 /// How keys that are rebuilt from latents come to depend on their positions.
@@ -156,7 +159,14 @@ impl LatentWidth {
 impl LatentConfig {
     /// A layer that stands alone: no group, no cross terms.
     pub fn alone(layer: usize, width: LatentWidth) -> Self {
-        Self { width, up_of: layer, reads_from: None, balanced: false, keys: KeyForm::Rotated }
+        Self {
+            width,
+            up_of: layer,
+            reads_from: None,
+            balanced: false,
+            keys: KeyForm::Rotated,
+            replaces: None,
+        }
     }
 
     /// The rotated key that all heads share, where there is one.

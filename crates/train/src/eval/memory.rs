@@ -44,7 +44,7 @@ impl TokenBytes {
     fn of(config: &DecoderConfig, element_bytes: usize, model: impl Fn(usize) -> usize) -> Self {
         let retention = config.retention();
         let of_layer = |layer: usize| LayerBytes {
-            donor: (2 * config.d_kv() * element_bytes, config.layers[layer].window),
+            donor: (config.donor_numbers(layer) * element_bytes, config.layers[layer].window),
             model: (model(layer), retention[layer]),
         };
         let layers: Vec<_> = (0..config.n_layers()).map(of_layer).collect();
