@@ -43,13 +43,21 @@ pub fn write_folder(
     on_bytes: &(dyn Fn(u64, u64) + Sync),
 ) -> Result<Written, Error> {
     let tensors = layout.tensors()?;
-    let written = match layout.container() {
+    let weight_bytes: u64 = tensors.iter().map(Encoded::size).sum();
+    let done = std::cell::Cell::new(0);
+    let on_done = |bytes| {
+        done.set(done.get() + bytes);
+        on_bytes(done.get(), weight_bytes);
+    };
+    match layout.container() {
         Container::Safetensors { config, max_shard_bytes } => {
             output.write("config.json", &pretty(&Value::Object(config)))?;
-            write_weights(&tensors, max_shard_bytes, &output, on_bytes)?
+            write_weights(&tensors, max_shard_bytes, &output, weight_bytes, &on_done)?;
         }
-        Container::Gguf { metadata } => write_gguf(&tensors, &metadata, &output, on_bytes)?,
-    };
+        Container::Gguf { metadata } => {
+            gguf::write(&output.path().join(GGUF), &metadata, &tensors, &on_done)?
+        }
+    }
     for name in carried(layout.companions())? {
         if let Some(bytes) = read_companion(layout.companions(), &name)? {
             output.write(&name, &bytes)?;
@@ -60,7 +68,7 @@ pub fn write_folder(
     }
     output.write(RECORD, &record(layout.extras(), output.path())?)?;
     output.publish()?;
-    Ok(written)
+    Ok(Written { weight_bytes, tensors: tensors.len() })
 }
 
 /// Whether a file of this name is of a kind that is written, whatever the model.
@@ -133,34 +141,13 @@ impl View for Lazy<'_> {
     }
 }
 
-fn write_gguf(
-    tensors: &[Encoded<'_>],
-    metadata: &[(String, gguf::Value)],
-    output: &Output,
-    on_bytes: &(dyn Fn(u64, u64) + Sync),
-) -> Result<Written, Error> {
-    let total: u64 = tensors.iter().map(Encoded::size).sum();
-    let done = std::cell::Cell::new(0);
-    let on_done = |bytes| {
-        done.set(done.get() + bytes);
-        on_bytes(done.get(), total);
-    };
-    gguf::write(&output.path().join(GGUF), metadata, tensors, &on_done)?;
-    Ok(Written { weight_bytes: total, tensors: tensors.len() })
-}
-
 fn write_weights(
     tensors: &[Encoded<'_>],
     max_shard_bytes: u64,
     output: &Output,
-    on_bytes: &(dyn Fn(u64, u64) + Sync),
-) -> Result<Written, Error> {
-    let total: u64 = tensors.iter().map(Encoded::size).sum();
-    let done = std::cell::Cell::new(0);
-    let on_done = |bytes| {
-        done.set(done.get() + bytes);
-        on_bytes(done.get(), total);
-    };
+    total: u64,
+    on_done: &dyn Fn(u64),
+) -> Result<(), Error> {
     let failure = std::cell::RefCell::new(None);
     let shards = split(tensors, max_shard_bytes);
     let name = |number: usize| match shards.len() {
@@ -170,9 +157,8 @@ fn write_weights(
     let mut weight_map = Map::new();
     for (number, shard) in shards.iter().enumerate() {
         let path = output.path().join(name(number));
-        let views = shard
-            .iter()
-            .map(|&tensor| (tensor.key.as_str(), Lazy { tensor, failure: &failure, on_done: &on_done }));
+        let views =
+            shard.iter().map(|&tensor| (tensor.key.as_str(), Lazy { tensor, failure: &failure, on_done }));
         let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
         let result = safetensors::serialize_to_file(views, Some(metadata), &path);
         if let Some(error) = failure.take() {
@@ -187,7 +173,7 @@ fn write_weights(
         let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
         output.write("model.safetensors.index.json", &pretty(&index))?;
     }
-    Ok(Written { weight_bytes: total, tensors: tensors.len() })
+    Ok(())
 }
 
 /// Consecutive tensors in shards of at most `max` bytes.

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 use crate::checkpoint::{Checkpoint, Dtype};
 use crate::config_json::ConfigJson;
 use crate::error::Error;
-use crate::layout::deepseek::DONOR_NUMBERS;
+use crate::layout::deepseek::{DONOR_NUMBERS, EPSILON, largest_mean_square};
 use crate::layout::{Container, Encoded, FolderLayout, cast, stored_in};
 use crate::mla::{LayerRanks, MlaSection, SharedRope, identity};
 use crate::model::check;
@@ -26,8 +26,6 @@ use crate::registry::Registry;
 use crate::spec::TensorSpec;
 use crate::tokenizer::Tokenizer;
 
-/// ε of the norm on the latent, which transformers has whatever the configuration says.
-const EPSILON: f64 = 1e-6;
 /// The most that the mean square of a latent may be, as a share of ε: twice the relative error of taking the norm for linear.
 const LARGEST: f64 = 1e-2;
 
@@ -405,8 +403,6 @@ impl Sizes {
 }
 
 /// The numbers of a layer's latent that something is made of and that something reads.
-///
-/// A normed input is no longer than `√d_model` before its gain, so `‖W_a diag(g)‖² d_model / rank` bounds the mean square.
 fn live_numbers(checkpoint: &Checkpoint, sizes: &Sizes, layer: usize) -> Result<Vec<usize>, Error> {
     let name = |part: &str| format!("model.layers.{layer}.{part}.weight");
     let read = matrix(checkpoint, &name("self_attn.kv_a_proj_with_mqa"))?;
@@ -414,9 +410,8 @@ fn live_numbers(checkpoint: &Checkpoint, sizes: &Sizes, layer: usize) -> Result<
     let made = matrix(checkpoint, &name("self_attn.kv_b_proj"))?;
     let back = matrix(checkpoint, &name("self_attn.kv_a_layernorm"))?;
     let latent = &read.data[..sizes.rank * sizes.d_model];
-    let square: f64 =
-        latent.iter().zip(gain.data.iter().cycle()).map(|(x, g)| f64::from(x * g).powi(2)).sum();
-    let share = square * sizes.d_model as f64 / sizes.rank as f64 / EPSILON;
+    let gain: Vec<f64> = gain.data.iter().copied().map(f64::from).collect();
+    let share = largest_mean_square(latent, &gain, sizes.rank) / EPSILON;
     if share.is_nan() || share > LARGEST {
         let reason = format!(
             "the norm on the latent of layer {layer} is not linear: its inputs may reach {share:.1e} of ε, {LARGEST:.0e} is the most. \

@@ -1,6 +1,8 @@
 //! `shrink export`.
 
-use handlers::{DeepseekOptions, DeepseekPlan, DensePlan, Dtype, Existing, GgufPlan, Output, Written};
+use handlers::{
+    DeepseekOptions, DeepseekPlan, DensePlan, Dtype, Existing, FolderLayout, GgufPlan, Output, Written,
+};
 use mla_core::WeightSource;
 use serde_json::{Value, json};
 
@@ -39,22 +41,24 @@ pub fn run(session: &Session, args: &ExportArgs) -> anyhow::Result<()> {
                 extra,
                 max_shard_bytes: MAX_SHARD_BYTES,
             };
-            let (written, numbers) = match args.format {
+            let (plan, numbers, cached): (Box<dyn FolderLayout>, usize, Dtype) = match args.format {
                 Format::Gguf => {
                     // Published with the file: no path of this machine.
                     let name = args.model.trim_end_matches('/');
                     let name = name.rsplit('/').next().unwrap_or(name);
                     let plan = GgufPlan::new(model, name, options)?;
-                    (write_shown(session, &plan, prepare()?)?, plan.cached_numbers())
+                    let numbers = plan.cached_numbers();
+                    // llama.cpp's cache is f16 unless it is told otherwise, whatever the weights are.
+                    (Box::new(plan), numbers, Dtype::F16)
                 }
                 _ => {
                     let plan = DeepseekPlan::new(model, options)?;
-                    (write_shown(session, &plan, prepare()?)?, plan.cached_numbers())
+                    let numbers = plan.cached_numbers();
+                    (Box::new(plan), numbers, dtype)
                 }
             };
-            // llama.cpp's cache is f16 unless it is told otherwise, whatever the weights are.
-            let bytes = if args.format == Format::Gguf { Dtype::F16.bytes() } else { dtype.bytes() };
-            report(session, args, &written, numbers * model.config().n_layers() * bytes)
+            let written = write_shown(session, &*plan, prepare()?)?;
+            report(session, args, &written, numbers * model.config().n_layers() * cached.bytes())
         }
         Format::Dense => {
             let specs = model.donor_specs(&session.registry)?;

@@ -26,8 +26,8 @@ use crate::checkpoint::Dtype;
 use crate::error::Error;
 use crate::model::Model;
 
-/// ε of every norm.
-const EPSILON: f64 = 1e-6;
+/// ε of every norm; transformers has it on the latent whatever the configuration says.
+pub(crate) const EPSILON: f64 = 1e-6;
 /// The most that the mean square of a scaled latent may be, as a share of ε, whatever the input.
 const LARGEST: f64 = 1e-4;
 /// The field that says what the donor cached, numbers a token and layer.
@@ -106,11 +106,6 @@ impl<'a> DeepseekPlan<'a> {
     /// The base of the rotary embedding.
     pub(super) fn theta(&self) -> f64 {
         self.theta
-    }
-
-    /// ε of every norm.
-    pub(super) fn epsilon(&self) -> f64 {
-        EPSILON
     }
 
     /// Numbers a token and layer that engines cache.
@@ -385,18 +380,25 @@ pub(super) fn up(model: &Model, layer: usize, padded: usize) -> Result<Vec<f32>,
     Ok(rows)
 }
 
-/// How far the rows of the latent are scaled down. A normed input is no longer than `√d_model` before its gain g, so the mean
-/// square of `W_d h` is at most `‖W_d diag(g)‖² d_model / rank`. What scales it back is a power of two, which every type holds exactly.
+/// How far the rows of the latent are scaled down. What scales it back is a power of two, which every type holds exactly.
 fn scale(model: &Model, layer: usize, padded: usize) -> Result<f64, Error> {
     let gain = read(model, Slot::Layer(layer, LayerSlot::InputNorm(Part::Weight)))?;
     let plus = f64::from(gain_offset(model.config()));
     let gain: Vec<f64> = gain.data.iter().map(|&x| f64::from(x) + plus).collect();
-    let down = down(model, layer)?;
-    let numbers = down.data.iter().zip(gain.iter().cycle());
-    let square: f64 = numbers.map(|(&x, gain)| (f64::from(x) * gain).powi(2)).sum();
-    let largest = square * down.cols as f64 / padded as f64;
+    let largest = largest_mean_square(&down(model, layer)?.data, &gain, padded);
     let back = if largest > 0.0 { (largest / LARGEST).sqrt() } else { 1.0 };
     Ok(EPSILON.sqrt() / back.log2().ceil().exp2())
+}
+
+/// The most that the mean square of `rank` latent numbers can be, whatever the input: a normed input is no longer than `√d_model`
+/// before its gain g, so `‖W_d diag(g)‖² d_model / rank`.
+///
+/// # Shapes
+/// - `down`: row-major `[.., d_model]`, `gain`: `[d_model]`
+pub(crate) fn largest_mean_square(down: &[f32], gain: &[f64], rank: usize) -> f64 {
+    let numbers = down.iter().zip(gain.iter().cycle());
+    let square: f64 = numbers.map(|(&x, gain)| (f64::from(x) * gain).powi(2)).sum();
+    square * gain.len() as f64 / rank as f64
 }
 
 /// Of each head, what the keys of the latent are scored with, then what reads the shared key: both scaled so that a score divided

@@ -9,7 +9,7 @@ use mla_core::decoder::HeadKind;
 use mla_core::{DecoderConfig, WeightSource};
 use serde_json::Value as Json;
 
-use super::deepseek::{DeepseekOptions, DeepseekPlan, up};
+use super::deepseek::{DeepseekOptions, DeepseekPlan, EPSILON, up};
 use super::{Container, Encoded, FolderLayout, transpose};
 use crate::checkpoint::Dtype;
 use crate::error::Error;
@@ -166,10 +166,8 @@ fn graph(config: &DecoderConfig, plan: &DeepseekPlan<'_>, name: &str) -> Vec<(St
         ("expert_shared_count", 0),
         ("expert_feed_forward_length", config.layers[0].mlp.d_ff),
     ];
-    let numbers = [
-        ("rope.freq_base", plan.theta() as f32),
-        ("attention.layer_norm_rms_epsilon", plan.epsilon() as f32),
-    ];
+    let numbers =
+        [("rope.freq_base", plan.theta() as f32), ("attention.layer_norm_rms_epsilon", EPSILON as f32)];
     let general = general.into_iter().map(|(key, value)| (format!("general.{key}"), value));
     let sizes = of_model.into_iter().map(|(key, size)| (key, Value::size(size)));
     let numbers = numbers.into_iter().map(|(key, number)| (key, Value::F32(number)));

@@ -160,6 +160,7 @@ impl pulp::WithSimd for Lanes {
 
 #[cfg(test)]
 mod tests {
+    use super::super::rows::tests::numbers;
     use super::*;
 
     struct Scores {
@@ -173,9 +174,6 @@ mod tests {
 
         fn with_simd<S: Simd>(self, simd: S) {
             let Self { rows, tokens, width } = self;
-            let numbers = |count: usize, step: usize| -> Vec<f32> {
-                (0..count).map(|i| (i * step % 17) as f32 / 8.0 - 1.0).collect()
-            };
             let (queries, tile) = (numbers(rows * width, 5), numbers(tokens * width, 7));
             let (q, k) = (Rows::new(&queries, rows, width), Rows::new(&tile, tokens, width));
             let Some(across) = Across::of(q) else {

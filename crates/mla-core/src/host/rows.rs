@@ -229,8 +229,13 @@ fn mix_columns<S: Simd, const Q: usize, const V: usize>(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
+
+    /// Some numbers from −1 to 1.
+    pub(in crate::host) fn numbers(count: usize, step: usize) -> Vec<f32> {
+        (0..count).map(|i| (i * step % 17) as f32 / 8.0 - 1.0).collect()
+    }
 
     #[test]
     fn products_of_a_few_rows_are_products() {
@@ -243,9 +248,6 @@ mod tests {
             type Output = ();
             fn with_simd<S: Simd>(self, simd: S) {
                 let Self { rows, tokens, width } = self;
-                let numbers = |count: usize, step: usize| -> Vec<f32> {
-                    (0..count).map(|i| (i * step % 17) as f32 / 8.0 - 1.0).collect()
-                };
                 let (queries, tile) = (numbers(rows * width, 5), numbers(tokens * width, 7));
                 let matrix = |data, rows| Rows::new(data, rows, width);
                 let (q, k) = (matrix(&queries[..], rows), matrix(&tile[..], tokens));
