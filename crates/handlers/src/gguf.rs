@@ -1,7 +1,7 @@
 //! The GGUF file: one file that holds a model's metadata and its tensors, as llama.cpp reads it.
 //!
 //! Version 3, little-endian: a header, typed metadata by key, what each tensor is and where it lies, then the tensors, each at a
-//! multiple of [`ALIGNMENT`] bytes. The format is described in ggml's `docs/gguf.md`.
+//! multiple of 32 bytes. The format is described in ggml's `docs/gguf.md`.
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
