@@ -33,8 +33,17 @@ fn sha256(bytes: &[u8]) -> String {
 #[test]
 fn the_folder_is_the_donors_with_latent_tensors_in_place_of_k_and_v() {
     let scratch = convert("qwen2", &["-r", "2", "--no-calibration"]);
-    let files = ["README.md", "config.json", "generation_config.json", "model.safetensors", "shrink.json"];
-    let files = [&files[..], &["tokenizer.json", "tokenizer_config.json"]].concat();
+    let files = [
+        "README.md",
+        "config.json",
+        "configuration_shrink.py",
+        "generation_config.json",
+        "model.safetensors",
+        "modeling_shrink.py",
+        "shrink.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ];
     let expected: Vec<String> =
         [vec!["out".to_owned()], files.iter().map(|file| format!("out/{file}")).collect()].concat();
     assert_eq!(scratch.names(), expected);
@@ -98,6 +107,8 @@ fn the_configuration_is_the_donors_and_a_section_more() {
     for field in ["model_type", "architectures"] {
         config[field] = section["donor"][field].clone();
     }
+    let code = config.as_object_mut().expect("an object").remove("auto_map").expect("the code it carries");
+    assert_eq!(code["AutoModelForCausalLM"], "modeling_shrink.ShrinkForCausalLM");
     let donor: Value =
         serde_json::from_slice(&std::fs::read(golden("mistral/config.json")).expect("a file")).expect("JSON");
     assert_eq!(config, donor);

@@ -11,6 +11,7 @@ mod folder;
 #[path = "../e2e/program.rs"]
 mod program;
 
+mod latents;
 mod llama_cpp;
 mod transformers;
 mod vllm;

@@ -61,7 +61,7 @@ fn stock_transformers_runs_a_dense_folder() {
     }
 }
 
-/// A folder of ours fails loudly in a program that does not know latents.
+/// A folder of ours fails loudly where its code is not trusted.
 #[test]
 fn stock_transformers_does_not_take_a_converted_folder_for_its_donor() {
     let scratch = Scratch::new();
@@ -70,7 +70,7 @@ fn stock_transformers_does_not_take_a_converted_folder_for_its_donor() {
         "import sys; from transformers import AutoModelForCausalLM as M; M.from_pretrained(sys.argv[1])";
     let output = python().args(["-c", code, &latent]).env("HF_HUB_OFFLINE", "1").output().expect("Python");
     assert!(!output.status.success());
-    assert!(String::from_utf8_lossy(&output.stderr).contains("`shrink`"), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("trust_remote_code=True"), "{output:?}");
 }
 
 /// Every weight trained there, the folder comes back with the same logits and orthonormal columns.

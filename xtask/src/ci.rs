@@ -40,8 +40,10 @@ pub enum Step {
     Lapack,
     /// Integration tests on real weights
     RealModels,
-    /// Exported folders in stock transformers, which is installed into the build folder
+    /// Exported and converted folders in transformers, which is installed into the build folder
     Engines,
+    /// Converted folders in older versions of transformers, each installed into the build folder
+    Transformers,
     /// Exported files in stock llama.cpp, which is installed into the build folder
     LlamaCpp,
     /// Exported folders in stock vLLM, of a Python that SHRINK_VLLM_PYTHON names
@@ -79,9 +81,13 @@ const ON_WGPU: [&str; 19] = [
 ];
 
 /// What a step runs of the tests in other engines: a module an engine.
-const IN_TRANSFORMERS: [&str; 1] = ["transformers::"];
+const IN_TRANSFORMERS: [&str; 2] = ["transformers::", "latents::"];
+const IN_OLDER_TRANSFORMERS: [&str; 1] = ["latents::"];
 const IN_LLAMA_CPP: [&str; 1] = ["llama_cpp::"];
 const IN_VLLM: [&str; 1] = ["vllm::"];
+
+/// The versions of transformers beside the newest in which a converted folder has to run: the oldest, and those that broke something.
+const OLDER_TRANSFORMERS: [&str; 3] = ["4.56.2", "5.0.0", "5.16.0"];
 
 /// Names the Python that has vLLM.
 const VLLM: &str = "SHRINK_VLLM_PYTHON";
@@ -194,6 +200,9 @@ fn obstacle(workspace: &Workspace, step: Step, limit: Option<Duration>) -> Resul
         Step::Engines => crate::golden::environment(workspace, limit)
             .err()
             .map(|e| format!("no Python with transformers: {e:#}")),
+        Step::Transformers => {
+            older_transformers(workspace, limit).err().map(|e| format!("no older transformers: {e:#}"))
+        }
         Step::LlamaCpp => llama_cpp(workspace, limit).err().map(|e| format!("no llama.cpp: {e:#}")),
         Step::Vllm if std::env::var_os(VLLM).is_none() => {
             Some(format!("{VLLM} names no Python with vLLM (CONTRIBUTING.md says how it is installed)"))
@@ -201,6 +210,45 @@ fn obstacle(workspace: &Workspace, step: Step, limit: Option<Duration>) -> Resul
         Step::RealModels => missing_models(std::env::var_os(MODELS).map(PathBuf::from).as_deref()),
         _ => None,
     })
+}
+
+/// Installs each version into a virtual environment that takes torch, and all else that it does not pin, from that of the newest.
+fn older_transformers(workspace: &Workspace, limit: Option<Duration>) -> Result<()> {
+    let newest = crate::golden::environment(workspace, limit)?;
+    let ask = "import sysconfig; print(sysconfig.get_path('purelib'))";
+    let packages_of = |python: &Path| -> Result<String> {
+        let output = Command::new(python).args(["-c", ask]).output().context("cannot ask Python")?;
+        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    };
+    let shared = packages_of(&newest)?;
+    for version in OLDER_TRANSFORMERS {
+        let python = older_python(&workspace.target, version);
+        let folder = older_folder(&workspace.target, version);
+        let stamp = folder.join("version.txt");
+        if std::fs::read_to_string(&stamp).is_ok_and(|stamped| stamped == version) {
+            continue;
+        }
+        println!("==> installing into {}: transformers=={version}", folder.display());
+        crate::golden::succeed(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
+        let link = Path::new(&packages_of(&python)?).join("newest.pth");
+        std::fs::write(&link, &shared).with_context(|| format!("cannot write {}", link.display()))?;
+        let mut install = Command::new(&python);
+        install.args(["-m", "pip", "install", "--quiet"]).arg(format!("transformers=={version}"));
+        crate::golden::succeed(&mut match limit {
+            Some(limit) => clock::limited(install, limit),
+            None => install,
+        })?;
+        std::fs::write(&stamp, version).with_context(|| format!("cannot write {}", stamp.display()))?;
+    }
+    Ok(())
+}
+
+fn older_folder(target: &Path, version: &str) -> PathBuf {
+    target.join(format!("transformers-{version}"))
+}
+
+fn older_python(target: &Path, version: &str) -> PathBuf {
+    crate::golden::python_in(&older_folder(target, version))
 }
 
 /// Installs llama.cpp with its bindings for node, unless it is there.
@@ -289,6 +337,7 @@ impl Step {
             Step::Wgpu => &ON_WGPU,
             Step::Lapack => &ON_LAPACK,
             Step::Engines => &IN_TRANSFORMERS,
+            Step::Transformers => &IN_OLDER_TRANSFORMERS,
             Step::LlamaCpp => &IN_LLAMA_CPP,
             Step::Vllm => &IN_VLLM,
             _ => &[],
@@ -341,6 +390,11 @@ impl Step {
                 vec![],
             ),
             Step::Engines => (&in_engine, vec![(crate::golden::PYTHON, crate::golden::python_of(target))]),
+            Step::Transformers => {
+                let pythons = OLDER_TRANSFORMERS.map(|version| older_python(target, version));
+                let pythons = std::env::join_paths(pythons).expect("a build folder without a colon");
+                (&in_engine, vec![(crate::golden::PYTHON, pythons.into())])
+            }
             Step::LlamaCpp => (&in_engine, vec![(NODE_MODULES, node_folder(target).join("node_modules"))]),
             Step::Vllm => (&in_engine, vec![]),
         };

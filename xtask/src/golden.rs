@@ -93,7 +93,12 @@ pub const PYTHON: &str = "SHRINK_PYTHON";
 
 /// Where the Python of [`environment`] is.
 pub fn python_of(target: &Path) -> PathBuf {
-    target.join("golden-venv").join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" })
+    python_in(&target.join("golden-venv"))
+}
+
+/// The Python of a virtual environment.
+pub fn python_in(folder: &Path) -> PathBuf {
+    folder.join(if cfg!(windows) { "Scripts/python.exe" } else { "bin/python" })
 }
 
 /// A virtual environment with the packages that goldens/README.md pins; kept until the pins change. With a limit, installing them

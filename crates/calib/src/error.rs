@@ -123,6 +123,14 @@ pub enum Error {
         /// What there is.
         found: usize,
     },
+    /// Columns of a `W_up` that depend on each other: the latent has numbers that say nothing.
+    #[error("layer {layer} has a W_up of {rank} columns that depend on each other")]
+    Dependent {
+        /// The layer.
+        layer: usize,
+        /// Its latent's width.
+        rank: usize,
+    },
     /// Calibration text of no token.
     #[error("the calibration text is empty")]
     EmptyText,
@@ -220,6 +228,10 @@ impl Error {
             }
             Error::Wider { .. } => {
                 "ask for a larger ratio than the folder's, or convert the donor again".into()
+            }
+            Error::Dependent { .. } => {
+                "the run that made it went astray: take an earlier checkpoint, or convert at a larger ratio"
+                    .into()
             }
             Error::EmptyText => "give windows of at least two tokens".into(),
             Error::Fisher { .. } => "see FisherOptions for what each number counts".into(),

@@ -96,6 +96,12 @@ pub enum UserError {
         /// The type.
         dtype: &'static str,
     },
+    /// A tensor of a tuned folder that the model has no place for.
+    #[error("{key} has no place in the model that was converted")]
+    NotOfTheModel {
+        /// Its name.
+        key: String,
+    },
     /// A folder without a record of its spectra.
     #[error("{} has no shrink.json with the spectra of its layers", path.display())]
     NoSpectra {
@@ -225,6 +231,9 @@ impl UserError {
                     .into()
             }
             UserError::CacheOnDevice { .. } => "--cache-dtype f32 runs everywhere; --device cpu has every type".into(),
+            UserError::NotOfTheModel { .. } => {
+                "an adapter (LoRA) is merged into the model before it is saved: merge_and_unload()".into()
+            }
             UserError::NoSpectra { .. } => "convert the donor again at the ratio you want".into(),
             UserError::NoLatents { .. } => {
                 "take f16 or bf16; or shrink convert --compression-ratio 1, which has latents as wide as keys and values".into()

@@ -13,6 +13,7 @@ use crate::carried::{carried, is_carried, read_companion};
 use crate::error::Error;
 use crate::gguf;
 use crate::layout::{Container, Encoded, FolderLayout};
+use crate::mla::identity;
 use crate::output::{Output, sync};
 
 /// Where the model came from, what was done to it, and which files belong to it.
@@ -63,6 +64,9 @@ pub fn write_folder(
             output.write(&name, &bytes)?;
         }
     }
+    for (name, source) in layout.code() {
+        output.write(name, source.as_bytes())?;
+    }
     for (name, bytes) in layout.extras().iter().filter(|(name, _)| name != RECORD) {
         output.write(name, bytes)?;
     }
@@ -79,7 +83,8 @@ pub(crate) fn is_kind(name: &str) -> bool {
         [number, count].iter().all(|digits| digits.parse::<u32>().is_ok()).then_some(())
     };
     let own = ["config.json", RECORD, "README.md", GGUF, "model.safetensors", "model.safetensors.index.json"];
-    own.contains(&name) || is_carried(name) || is_shard().is_some()
+    let is_code = identity::CODE.iter().any(|(code, _)| *code == name);
+    own.contains(&name) || is_code || is_carried(name) || is_shard().is_some()
 }
 
 /// The record that was given, or an empty one, with the files that lie in `folder` beside it: another run may replace a

@@ -270,6 +270,10 @@ impl FolderLayout for ImportPlan<'_> {
         &self.extra
     }
 
+    fn code(&self) -> &[(&str, &str)] {
+        &identity::CODE
+    }
+
     fn companions(&self) -> &Path {
         self.from.checkpoint.folder()
     }

@@ -33,6 +33,11 @@ pub trait FolderLayout {
     /// without one it holds that alone.
     fn extras(&self) -> &[(String, Vec<u8>)];
 
+    /// Source files by which another program runs the model, by name.
+    fn code(&self) -> &[(&str, &str)] {
+        &[]
+    }
+
     /// The folder whose tokenizer, licence and other companions go along.
     fn companions(&self) -> &Path;
 }

@@ -67,15 +67,16 @@ impl Format {
 /// `shrink import`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
+  shrink import tuned -o smollm2-tuned          # tuned/ is a converted folder that transformers' Trainer trained and saved
   shrink export smollm2-ds -o smollm2-hf --format deepseek --dtype f32
-  …                                             transformers' Trainer, saved to tuned/
+  …                                             the same Trainer, saved to tuned/
   shrink import tuned -o smollm2-ds-tuned
 
-Every weight may have been trained. What each head's queries, keys and values then have of their own is kept: the graph has as many K
-and V heads as query heads, and the ratio is to a cache of those. W_up is brought back to orthonormal columns by a QR factorisation,
-which changes nothing else. An adapter (LoRA) is merged before it is saved.")]
+Every weight may have been trained. W_up is brought back to orthonormal columns by a QR factorisation, which changes nothing else. Of a
+folder of DeepSeek's layout, what each head's queries, keys and values have of their own is kept: the graph has as many K and V heads
+as query heads, and the ratio is to a cache of those. An adapter (LoRA) is merged before it is saved.")]
 pub struct ImportArgs {
-    /// Folder of DeepSeek's layout that shrink exported and another program tuned
+    /// Folder that another program tuned: a converted one as transformers saves it, or one of DeepSeek's layout that shrink exported
     pub folder: PathBuf,
     /// Folder to write
     #[arg(long, short, value_name = "OUT")]

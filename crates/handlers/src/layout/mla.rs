@@ -34,10 +34,10 @@ pub struct FolderPlan<'a> {
 }
 
 impl FolderPlan<'_> {
-    /// The donor's configuration with the `mla` section and, where it was changed, the type. What is written is not quantised,
+    /// The donor's configuration, of its text model where it has others beside it, with the `mla` section and, where it was changed, the type. What is written is not quantised,
     /// whatever the donor's says.
     fn config(&self) -> Map<String, Value> {
-        let mut fields: Map<String, Value> = self.donor.json().fields().clone();
+        let mut fields = text_model(self.donor.json().fields());
         quantised::remove_declaration(&mut fields);
         if let Some(dtype) = self.dtype {
             fields.shift_remove("dtype");
@@ -77,18 +77,23 @@ impl FolderLayout for FolderPlan<'_> {
             if !seen.insert(spec.key.clone()) {
                 continue;
             }
-            tensors.push(match (factor, donor.get(&spec.slot)) {
+            let tensor = match (factor, donor.get(&spec.slot)) {
                 (Some(_), _) => self.factor(spec),
                 (None, Some(original)) if original.key == spec.key => self.copied(spec)?,
                 (None, Some(original)) => self.cut_out(spec, &original.key)?,
                 (None, None) => panic!("{}: a latent layer has no factor for {}", spec.key, spec.slot),
-            });
+            };
+            tensors.push(Encoded { key: text_key(&tensor.key), ..tensor });
         }
         Ok(tensors)
     }
 
     fn extras(&self) -> &[(String, Vec<u8>)] {
         &self.extra
+    }
+
+    fn code(&self) -> &[(&str, &str)] {
+        &identity::CODE
     }
 
     fn companions(&self) -> &Path {
@@ -135,6 +140,33 @@ impl FolderPlan<'_> {
         });
         Encoded { key, shape, dtype, bytes }
     }
+}
+
+/// The configuration of the text model alone, where a donor has others beside it, under the names that transformers gives such.
+fn text_model(fields: &Map<String, Value>) -> Map<String, Value> {
+    let Some(Value::Object(text)) = fields.get("text_config") else { return fields.clone() };
+    const OF_THE_WHOLE: [&str; 5] = ["torch_dtype", "dtype", "bos_token_id", "eos_token_id", "pad_token_id"];
+    let mut alone = Map::new();
+    let whole = |field: &str| fields.get(field).filter(|value| !value.is_null());
+    if let Some(Value::String(name)) = whole("model_type") {
+        alone.insert("model_type".into(), format!("{name}_text").into());
+    }
+    if let Some(Value::String(name)) = whole("architectures").and_then(|names| names.get(0)) {
+        let name = name.replace("ForConditionalGeneration", "ForCausalLM");
+        alone.insert("architectures".into(), json!([name]));
+    }
+    for field in OF_THE_WHOLE {
+        alone.extend(whole(field).map(|value| (field.to_owned(), value.clone())));
+    }
+    alone.extend(text.clone());
+    alone
+}
+
+/// The name of a tensor in a text model that stands alone.
+fn text_key(key: &str) -> String {
+    let inside = ["language_model.model.", "model.language_model."];
+    let rest = inside.iter().find_map(|prefix| key.strip_prefix(prefix));
+    rest.map_or_else(|| key.to_owned(), |rest| format!("model.{rest}"))
 }
 
 /// A `[d_out, d_in]` matrix as a layout stores it.

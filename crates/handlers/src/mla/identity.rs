@@ -1,4 +1,4 @@
-//! What a converted folder calls itself, so that no program takes it for its donor.
+//! What a converted folder calls itself, so that no program takes it for its donor, and the code by which transformers runs it.
 //!
 //! A program that does not know latents would load such a folder as the donor's architecture and start `W_k` and `W_v` from
 //! random numbers, with no more than a warning. So `model_type` and `architectures` are our own, and the donor's stand inside
@@ -14,7 +14,13 @@ pub const MODEL_TYPE: &str = "shrink";
 /// The class that runs it.
 const ARCHITECTURE: &str = "ShrinkForCausalLM";
 /// What the donor has of the fields that are our own.
-const FIELDS: [&str; 2] = ["model_type", "architectures"];
+const FIELDS: [&str; 3] = ["model_type", "architectures", "auto_map"];
+
+/// The files by which transformers opens a converted folder, by name (`trust_remote_code=True`). They need nothing of shrink's.
+pub(crate) const CODE: [(&str, &str); 2] = [
+    ("configuration_shrink.py", include_str!("../../../../python/modeling/configuration_shrink.py")),
+    ("modeling_shrink.py", include_str!("../../../../python/modeling/modeling_shrink.py")),
+];
 
 /// Puts our own names in the place of the donor's, and those into the section.
 pub(crate) fn take_name(fields: &mut Map<String, Value>, section: &mut Value) {
@@ -22,6 +28,11 @@ pub(crate) fn take_name(fields: &mut Map<String, Value>, section: &mut Value) {
     section["donor"] = Value::Object(theirs.collect());
     fields.insert("model_type".into(), MODEL_TYPE.into());
     fields.insert("architectures".into(), json!([ARCHITECTURE]));
+    let classes = json!({
+        "AutoConfig": "configuration_shrink.ShrinkConfig",
+        "AutoModelForCausalLM": format!("modeling_shrink.{ARCHITECTURE}"),
+    });
+    fields.insert("auto_map".into(), classes);
 }
 
 /// The configuration as the donor had it, but for the `mla` section.
