@@ -58,6 +58,10 @@ class _Converted:
 
     model_type: str
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes, which make the class anew."""
+        return restored, (self.model_type, self.__dict__)
+
     def to_dict(self) -> dict[str, Any]:
         """As `config.json` has it."""
         fields: dict[str, Any] = super().to_dict()  # type: ignore[misc]
@@ -82,3 +86,11 @@ def config_class(donor: str) -> Any:
             "does not have: install a newer one"
         ) from None
     return type("ShrinkConfig", (_Converted, base), {"__module__": __name__, "_auto_class": "AutoConfig"})
+
+
+def restored(donor: str, fields: dict[str, Any]) -> Any:
+    """A configuration as another process had it."""
+    kind = config_class(donor)
+    config = kind.__new__(kind)
+    config.__dict__.update(fields)
+    return config

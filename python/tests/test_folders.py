@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import json
+import pickle
 import sys
 from typing import Any
 
@@ -200,6 +201,13 @@ def test_pipeline_and_checkpointed_gradients(case: Case) -> None:
     for name, parameter in model.named_parameters():
         if name in plain:
             assert gap(parameter.grad, plain[name]) < 1e-5, name
+
+
+@pytest.mark.only("demo.joint", "gemma3.joint")
+def test_a_configuration_goes_to_other_processes(case: Case) -> None:
+    config = case.open().config
+    assert pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
+    assert copy.deepcopy(config).to_dict() == config.to_dict()
 
 
 @pytest.mark.only("demo.joint")

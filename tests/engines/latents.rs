@@ -20,7 +20,7 @@ const LEFT: usize = 5;
 /// Twins whose rotary embedding follows the length of a sequence.
 const FOLLOWING: [&str; 2] = ["llama-dynamic", "phi3-longrope"];
 /// By the names of their cases.
-const METHODS: [(&str, &[&str]); 6] = [
+pub const METHODS: [(&str, &[&str]); 6] = [
     ("separate", &["separate", "-r", "2"]),
     ("joint", &["joint", "-r", "2"]),
     ("cascade", &["cascade", "-r", "2"]),
@@ -44,7 +44,7 @@ fn twins() -> Vec<String> {
 }
 
 /// Converts a twin into `DIR/TWIN.METHOD` and writes down what shrink computes with it; `false` where the method does not fit.
-fn case(dir: &Path, twin: &str, (name, method): (&str, &[&str])) -> bool {
+pub fn case(dir: &Path, twin: &str, (name, method): (&str, &[&str])) -> bool {
     let out = dir.join(format!("{twin}.{name}"));
     drop(std::fs::remove_dir_all(&out));
     let out_text = out.to_str().expect("a UTF-8 path");
@@ -147,7 +147,7 @@ fn every_family_and_method_gives_shrinks_logits_by_the_code_that_the_folder_carr
     }
 }
 
-fn python_folder(name: &str) -> String {
+pub fn python_folder(name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../python").canonicalize().expect("a folder");
     root.join(name).to_str().expect("a UTF-8 path").to_owned()
 }

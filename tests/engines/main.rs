@@ -33,13 +33,14 @@ fn tokens(twin: &str) -> &'static str {
     if twin == TRAINED { "64" } else { "32" }
 }
 
-/// Runs a script of this folder, whose last line is one JSON object.
+/// Runs a script of this folder, which prints one JSON object on a line of its own.
 fn run_json(command: &mut Command, script: &str) -> Value {
     command.env("HF_HUB_OFFLINE", "1");
     let output = command.output().expect("the engine starts");
     assert!(output.status.success(), "{script}: {}", String::from_utf8_lossy(&output.stderr));
     let stdout = String::from_utf8(output.stdout).expect("JSON is text");
-    serde_json::from_str(stdout.lines().last().expect("a line")).expect("one JSON object")
+    let line = stdout.lines().rev().find(|line| line.starts_with('{'));
+    serde_json::from_str(line.unwrap_or_else(|| panic!("{script}: {stdout}"))).expect("one JSON object")
 }
 
 /// A file of this folder.
