@@ -247,3 +247,81 @@ fn a_download_that_is_not_what_was_announced_is_refused() {
     assert!(hint.contains("again"), "{hint}");
     assert!(!scratch.names().contains(&"out".to_owned()));
 }
+
+/// Publishes a folder as somebody with a token.
+fn push(hub: &TestHub, scratch: &Scratch, more: &[&str]) -> Run {
+    let mut command = command(BINARY);
+    command.env_remove("HF_HUB_OFFLINE").env("HF_ENDPOINT", &hub.endpoint).env("HF_HOME", scratch.path("hf"));
+    command.env("HF_TOKEN", "hf_writes").args(["push", &scratch.path("out"), "org/tiny"]).args(more);
+    Run::of(&mut command)
+}
+
+/// A hub with nothing on it but a name, and a folder to bring there.
+fn to_publish() -> (TestHub, Scratch) {
+    let (hub, scratch) = (TestHub::new("models/org/tiny", &[]), Scratch::new());
+    hub.state().token = Some("hf_writes".into());
+    let line = ["convert", &golden("llama"), "-o", &scratch.path("out"), "-r", "2", "--no-calibration"];
+    shrink(&line).text();
+    (hub, scratch)
+}
+
+#[test]
+fn what_is_published_opens_by_its_id() {
+    for chunk in [None, Some(10_000)] {
+        let (hub, scratch) = to_publish();
+        hub.state().uploads.chunk = chunk;
+        let report = push(&hub, &scratch, &["--json", "--message", "Half the cache"]).json();
+        assert_eq!(report["commit"], COMMIT);
+        assert_eq!(number(&report, "known_bytes"), 0.0);
+        assert_eq!(hub.state().uploads.made_private, Some(true), "private unless asked otherwise");
+        assert_eq!(hub.state().uploads.message, "Half the cache");
+        let there = hub.state().files.clone();
+        for (name, content) in &there {
+            if name != "shrink.json" {
+                assert_eq!(&scratch.read(&format!("out/{name}")), content, "{name}");
+            }
+        }
+        assert!(there.contains_key("modeling_shrink.py") && there.contains_key("README.md"));
+        // Where the donor lay on this machine is nobody's business.
+        let record = String::from_utf8(there["shrink.json"].clone()).expect("a text");
+        assert!(record.contains("\"name\": \"llama\"") && !record.contains(&golden("llama")), "{record}");
+        hub.state().token = None;
+        let heldout = golden("demo/heldout.txt");
+        let line = ["eval", "org/tiny", "--data", &heldout, "--max-length", "40", "--windows", "2", "--json"];
+        assert!(number(&online(&hub.endpoint, &scratch, &line).json(), "perplexity") > 1.0);
+        let by_id = online(&hub.endpoint, &scratch, &["inspect", "org/tiny"]).text();
+        assert_eq!(by_id, shrink(&["inspect", &scratch.path("out")]).text());
+    }
+}
+
+#[test]
+fn a_push_goes_on_where_it_was_and_a_second_one_sends_nothing_large() {
+    let (hub, scratch) = to_publish();
+    // Two uploads break off and are tried again.
+    hub.state().uploads.breaks = 2;
+    push(&hub, &scratch, &["--public"]).text();
+    assert_eq!(hub.state().uploads.made_private, Some(false));
+    drop(hub.take_log());
+    let again = push(&hub, &scratch, &["--json"]).json();
+    let weights = scratch.read("out/model.safetensors").len() as f64;
+    assert_eq!(number(&again, "known_bytes"), weights);
+    assert!(hub.take_log().iter().all(|request| request.method != "PUT"), "nothing is sent twice");
+}
+
+#[test]
+fn what_may_not_be_published_says_why() {
+    let (hub, scratch) = to_publish();
+    let mut anonymous = command(BINARY);
+    anonymous
+        .env_remove("HF_HUB_OFFLINE")
+        .env("HF_ENDPOINT", &hub.endpoint)
+        .env("HF_HOME", scratch.path("hf"));
+    anonymous.env_remove("HF_TOKEN").args(["push", &scratch.path("out"), "org/tiny"]);
+    Run::of(&mut anonymous).refused("publishing needs a token");
+    hub.state().token = Some("another".into());
+    push(&hub, &scratch, &[]).refused("org/tiny: access refused (HTTP 403)");
+    assert!(hub.state().files.is_empty(), "nothing is to be seen");
+    let run = shrink(&["push", &golden("llama"), "org/tiny"]);
+    run.refused("has no shrink.json with the list of its files");
+    shrink(&["push", &scratch.path("out"), "org/ti ny"]).refused("a character other than letters");
+}

@@ -45,24 +45,31 @@ fn twins() -> Vec<String> {
 
 /// Converts a twin into `DIR/TWIN.METHOD` and writes down what shrink computes with it; `false` where the method does not fit.
 pub fn case(dir: &Path, twin: &str, (name, method): (&str, &[&str])) -> bool {
+    let few = ["--num-calibration-samples", "8", "--max-calibration-length", "32"];
     let out = dir.join(format!("{twin}.{name}"));
-    drop(std::fs::remove_dir_all(&out));
+    case_of(&out, &golden(twin), "builtin", &[method, &few].concat(), twin == TRAINED)
+}
+
+/// Converts a model by `method`, its name and further options. Greedy tokens are written down of one that was `trained`: those of
+/// random weights hang on rounding.
+pub fn case_of(out: &Path, donor: &str, text: &str, method: &[&str], trained: bool) -> bool {
+    drop(std::fs::remove_dir_all(out));
     let out_text = out.to_str().expect("a UTF-8 path");
-    let few = ["--num-calibration-samples", "8", "--max-calibration-length", "32", "--quiet"];
-    let line = ["convert", &golden(twin), "-o", out_text, "--calibration", "builtin", "--method"];
-    let run = shrink(&[&line[..], method, &few].concat());
+    let line = ["convert", donor, "-o", out_text, "--quiet", "--calibration", text, "--method"];
+    let run = shrink(&[&line[..], method].concat());
     if run.code != Some(0) {
-        assert!(run.stderr.contains("does not fit"), "{twin}, {method:?}: {}", run.stderr);
+        assert!(run.stderr.contains("does not fit"), "{donor}, {method:?}: {}", run.stderr);
         return false;
     }
-    let model = Model::open(&out, &Registry::builtin()).expect("it opens");
+    let model = Model::open(out, &Registry::builtin()).expect("it opens");
     let decoder = Decoder::load(&model, &Device::default()).expect("it loads");
-    let expected = expected(&decoder, twin);
+    let follows_length = FOLLOWING.iter().any(|twin| donor.ends_with(twin));
+    let expected = expected(&decoder, trained, follows_length);
     std::fs::write(out.join("expected.json"), serde_json::to_vec(&expected).expect("JSON")).expect("a file");
     true
 }
 
-fn expected(decoder: &Decoder, twin: &str) -> Value {
+fn expected(decoder: &Decoder, trained: bool, follows_length: bool) -> Value {
     let config = decoder.config();
     let (vocab, mut state) = (config.vocab_size.min(250), 1u32);
     let mut row = |length: usize| -> Vec<u32> {
@@ -93,8 +100,7 @@ fn expected(decoder: &Decoder, twin: &str) -> Value {
         .map(|prompt| {
             let options = GenerateOptions { max_new_tokens: 64, ..GenerateOptions::default() };
             let prompt = std::slice::from_ref(prompt);
-            let fits = twin == TRAINED;
-            let run = fits.then(|| generate(decoder, prompt, &options, |_, _| ControlFlow::Continue(())));
+            let run = trained.then(|| generate(decoder, prompt, &options, |_, _| ControlFlow::Continue(())));
             run.map_or_else(Vec::new, |run| run.expect("tokens").tokens[0].clone())
         })
         .collect();
@@ -109,7 +115,7 @@ fn expected(decoder: &Decoder, twin: &str) -> Value {
         "prompts": prompts,
         "greedy": greedy,
         "layers": layers,
-        "follows_length": FOLLOWING.contains(&twin),
+        "follows_length": follows_length,
     })
 }
 
@@ -134,11 +140,16 @@ fn every_family_and_method_gives_shrinks_logits_by_the_code_that_the_folder_carr
         }
     }
     assert!(made >= 29 * (METHODS.len() - 1), "{made} cases");
+    run_pytest(&scratch, &dir, &[]);
+}
+
+/// Runs the suite of `python/tests` over the cases of a folder, in each Python there is.
+pub fn run_pytest(scratch: &Scratch, dir: &str, more: &[&str]) {
     let pythons = named("SHRINK_PYTHON", "cargo xtask ci engines makes a Python for these tests");
     for (at, python) in std::env::split_paths(&pythons).enumerate() {
         let mut command = Command::new(&python);
-        command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", &python_folder("tests")]);
-        command.env("SHRINK_CASES", &dir).env("HF_HUB_OFFLINE", "1").env("PYTHONDONTWRITEBYTECODE", "1");
+        command.args(["-m", "pytest", "-q", "-p", "no:cacheprovider", &python_folder("tests")]).args(more);
+        command.env("SHRINK_CASES", dir).env("HF_HUB_OFFLINE", "1").env("PYTHONDONTWRITEBYTECODE", "1");
         command.env("HF_MODULES_CACHE", scratch.path(&format!("modules-{at}")));
         let output = command.output().expect("pytest starts");
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));

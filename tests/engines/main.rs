@@ -13,6 +13,7 @@ mod program;
 
 mod latents;
 mod llama_cpp;
+mod real_weights;
 mod transformers;
 mod vllm;
 

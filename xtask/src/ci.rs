@@ -42,7 +42,7 @@ pub enum Step {
     RealModels,
     /// Exported and converted folders in transformers, which is installed into the build folder
     Engines,
-    /// Converted folders in older versions of transformers, each installed into the build folder
+    /// Converted folders in older versions of transformers, each installed into the build folder, and real weights in all of them
     Transformers,
     /// Exported files in stock llama.cpp, which is installed into the build folder
     LlamaCpp,
@@ -82,7 +82,7 @@ const ON_WGPU: [&str; 19] = [
 
 /// What a step runs of the tests in other engines: a module an engine.
 const IN_TRANSFORMERS: [&str; 2] = ["transformers::", "latents::"];
-const IN_OLDER_TRANSFORMERS: [&str; 1] = ["latents::"];
+const IN_OLDER_TRANSFORMERS: [&str; 2] = ["latents::", "real_weights::"];
 const IN_LLAMA_CPP: [&str; 1] = ["llama_cpp::"];
 const IN_VLLM: [&str; 1] = ["vllm::"];
 
@@ -391,8 +391,9 @@ impl Step {
             ),
             Step::Engines => (&in_engine, vec![(crate::golden::PYTHON, crate::golden::python_of(target))]),
             Step::Transformers => {
-                let pythons = OLDER_TRANSFORMERS.map(|version| older_python(target, version));
-                let pythons = std::env::join_paths(pythons).expect("a build folder without a colon");
+                let older = OLDER_TRANSFORMERS.iter().map(|version| older_python(target, version));
+                let pythons = std::env::join_paths(older.chain([crate::golden::python_of(target)]))
+                    .expect("a build folder without a colon");
                 (&in_engine, vec![(crate::golden::PYTHON, pythons.into())])
             }
             Step::LlamaCpp => (&in_engine, vec![(NODE_MODULES, node_folder(target).join("node_modules"))]),

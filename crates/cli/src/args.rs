@@ -6,7 +6,7 @@ mod ranges;
 mod running;
 mod training;
 
-pub use exporting::{ExportArgs, Format, ImportArgs};
+pub use exporting::{ExportArgs, Format, ImportArgs, PushArgs};
 pub use factorising::{
     CalibrationArgs, Latents, Layout, Method, MethodArgs, Objective, Ranks, StatisticsArgs,
 };
@@ -70,8 +70,10 @@ pub enum Command {
     Train(TrainArgs),
     /// Hand a converted model to other programs: transformers, vLLM, llama.cpp
     Export(ExportArgs),
-    /// Bring a folder of DeepSeek's layout that was tuned elsewhere back into shrink's form
+    /// Bring a folder that another program tuned back into shrink's form
     Import(ImportArgs),
+    /// Publish a folder on the Hugging Face hub
+    Push(PushArgs),
     /// Measure perplexity, and the distance to a donor
     Eval(EvalArgs),
     /// Continue a prompt from the (latent) cache

@@ -5,7 +5,7 @@ use handlers::{Dtype, FolderLayout, FolderPlan, MlaSection, Model, Output, Writt
 use mla_core::{CacheDtype, Patch, WeightSource};
 
 use crate::calibration::Calibration;
-use crate::record::{RECORD, card, record};
+use crate::record::{CARD, RECORD, card, measured, record};
 use crate::session::{Opened, Session};
 
 /// Weight files above this are cut into shards.
@@ -117,15 +117,13 @@ pub fn write(
         Method::Separate | Method::Joint => {}
     }
     let record = record(donor, request, calibration, conversion)?;
+    let card = card(&record, config, donor.model.folder(), &measured(conversion))?;
     let plan = FolderPlan {
         donor: &donor.model,
         section,
         factors: &conversion.factors,
         dtype: request.dtype,
-        extra: vec![
-            (RECORD.into(), record.bytes()),
-            ("README.md".into(), card(donor, calibration, conversion).into_bytes()),
-        ],
+        extra: vec![(RECORD.into(), record.bytes()), (CARD.into(), card.into_bytes())],
         max_shard_bytes: MAX_SHARD_BYTES,
     };
     write_shown(session, &plan, output)

@@ -96,6 +96,12 @@ pub enum UserError {
         /// The type.
         dtype: &'static str,
     },
+    /// A folder to publish that shrink did not write.
+    #[error("{} has no shrink.json with the list of its files", path.display())]
+    NotOurs {
+        /// The folder.
+        path: std::path::PathBuf,
+    },
     /// A tensor of a tuned folder that the model has no place for.
     #[error("{key} has no place in the model that was converted")]
     NotOfTheModel {
@@ -231,6 +237,7 @@ impl UserError {
                     .into()
             }
             UserError::CacheOnDevice { .. } => "--cache-dtype f32 runs everywhere; --device cpu has every type".into(),
+            UserError::NotOurs { .. } => "only what shrink wrote is published: convert, train, import or export first".into(),
             UserError::NotOfTheModel { .. } => {
                 "an adapter (LoRA) is merged into the model before it is saved: merge_and_unload()".into()
             }

@@ -45,6 +45,7 @@ fn command(cli: Cli, registry: Registry) -> anyhow::Result<()> {
         Command::Train(args) => commands::train::run(&session, &args),
         Command::Export(args) => commands::export::run(&session, &args),
         Command::Import(args) => commands::import::run(&session, &args),
+        Command::Push(args) => commands::push::run(&session, &args),
         Command::Eval(args) => commands::eval::run(&session, &args),
         Command::Generate(args) => commands::generate::run(&session, &args),
         Command::Bench(args) => commands::bench::run(&session, &args),

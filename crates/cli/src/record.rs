@@ -1,17 +1,18 @@
 //! What a converted folder says of itself: `shrink.json` for programs, `README.md` for people.
 
+mod card;
 mod file;
 
+pub use card::{CARD, Measured, card};
 pub use file::{Donor, RECORD, Record};
 
 use std::path::Path;
 
 use calib::{Conversion, Goal, LayerReport, Objective, Trial, Width};
 use handlers::Model;
-use handlers::hub::looks_like_path;
 use mla_core::{CacheDtype, DecoderConfig, Patch};
 use serde_json::{Value, json};
-use train::eval::{TokenBytes, cache_sizes};
+use train::eval::TokenBytes;
 
 use crate::calibration::{Calibration, hex};
 use crate::convert::{Request, objective};
@@ -160,76 +161,13 @@ fn weights_sha256(model: &Model) -> anyhow::Result<String> {
     Ok(hex(&digest.finalize()))
 }
 
-/// The last part of a text's name; of a data set at some revision, which may have slashes, its id's.
-fn short(source: &str) -> &str {
-    let name = match looks_like_path(source) {
-        true => source,
-        false => source.split('@').next().unwrap_or(source),
-    };
-    name.rsplit('/').next().unwrap_or(name)
-}
-
-/// The model card.
-pub fn card(donor: &Opened, calibration: Option<&Calibration>, conversion: &Conversion) -> String {
-    let config = conversion.factors.config();
-    let tokens = 4096;
-    let (a_token, dtype) = token_bytes(config);
-    let size = cache_sizes(&a_token, &[tokens], 1)[0];
-    let text = match calibration {
-        Some(c) => {
-            let names: Vec<&str> = c.source.split(", ").map(short).collect();
-            format!("{} tokens of {}", conversion.tokens, names.join(", "))
-        }
-        None => "none (plain SVD of the weights)".into(),
-    };
-    // A path is nobody's business but the user's; `shrink.json` keeps it for reproduction.
-    let base = donor.found.id.as_ref().map_or(String::new(), |id| format!("base_model: \"{id}\"\n"));
-    let [k, v] = energy(&conversion.layers);
-    let measured = match conversion.kl() {
-        Some(kl) => format!(
-            "| KL to the donor on {} held-back tokens | {kl:.4} nats a token |\n",
-            conversion.held_back_tokens
-        ),
-        None => String::new(),
-    };
-    format!(
-        "---\n{base}tags:\n- shrink\n- mla\n- kv-cache\n---\n\n# {title}, KV cache {ratio:.2}x smaller\n\n\
-         Made by shrink {version}: attention is Multi-Head Latent Attention, the cache holds latents.\n\n\
-         | | |\n|---|---|\n| donor | {title} |\n| method, objective, ranks | {method}, {objective}, {ranks} |\n\
-         | calibration | {text} |\n{measured}\
-         | cache of {tokens} tokens, {dtype} | {ours} (donor {theirs}) |\n\
-         | energy kept, mean of layers | K {k:.2}%, V {v:.2}% |\n\n\
-         Measure it with `shrink eval FOLDER --data heldout.txt --against DONOR`; run it with `shrink generate`. The \
-         record of every layer is in `shrink.json`.\n\n\
-         Open it with shrink: its `model_type` is shrink's own, and other programs do not know it. `shrink export` writes what \
-         they do. The donor's licence applies.\n",
-        title = donor.title(),
-        ratio = calib::cache_ratio(config),
-        version = env!("CARGO_PKG_VERSION"),
-        method = conversion.plan.method.name(),
-        objective = objective(&conversion.plan, calibration.is_some()),
-        ranks = conversion.plan.ranks.name(),
-        ours = report::bytes(size.model_bytes),
-        theirs = report::bytes(size.donor_bytes),
-        k = 100.0 * k,
-        v = 100.0 * v,
-    )
-}
-
-#[cfg(test)]
-mod tests {
-    use super::short;
-
-    #[test]
-    fn a_text_is_named_without_its_folders_and_a_data_set_without_its_revision() {
-        for (source, name) in [
-            ("builtin", "builtin"),
-            ("/home/u/a@b/text.txt", "text.txt"),
-            ("./text@2/all.jsonl", "all.jsonl"),
-            ("Salesforce/wikitext", "wikitext"),
-            ("org/pile@refs/convert/parquet", "pile"),
-        ] {
-            assert_eq!(short(source), name);
-        }
-    }
+/// What a conversion measured, for its card.
+pub fn measured(conversion: &Conversion) -> Vec<Measured> {
+    let kl = conversion.kl().map(|kl| {
+        let what = format!("KL to the base model on {} held-back tokens", conversion.held_back_tokens);
+        (what, format!("{kl:.4} nats a token"))
+    });
+    let [k, v] = energy(&conversion.layers).map(|part| 100.0 * part);
+    let energy = ("energy kept, mean of layers".to_owned(), format!("K {k:.2}%, V {v:.2}%"));
+    kl.into_iter().chain([energy]).collect()
 }

@@ -10,6 +10,7 @@ mod download;
 mod error;
 mod files;
 mod name;
+mod push;
 mod remote;
 mod settings;
 
@@ -30,6 +31,7 @@ use crate::quantised;
 
 pub use error::HubError;
 pub use name::looks_like_path;
+pub use push::{PushOptions, Pushed, UploadObserver};
 pub use settings::{DEFAULT_ENDPOINT, HubSettings};
 
 /// How much of a model a command needs.

@@ -85,3 +85,27 @@ pub struct ImportArgs {
     #[arg(long)]
     pub force: bool,
 }
+
+/// `shrink push`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  shrink push out me/smollm2-4x
+  shrink push out me/smollm2-4x@tuned --message \"After 200 steps\"
+  shrink push out me/smollm2-4x --public
+
+The repository is made if it is not there, private unless --public says otherwise. Content that the hub has already is not sent again, so
+that a push that broke off goes on where it was. Nothing is to be seen before all of it is there. HF_TOKEN is a token that may write;
+HF_ENDPOINT names another hub. The card (README.md) names the base model and its licence.")]
+pub struct PushArgs {
+    /// Folder that shrink wrote
+    pub folder: PathBuf,
+    /// Repository: org/name, or org/name@branch
+    #[arg(value_name = "ORG/NAME")]
+    pub repository: String,
+    /// Let everybody see a repository that is made
+    #[arg(long)]
+    pub public: bool,
+    /// First line of the commit
+    #[arg(long, value_name = "TEXT", default_value = "Upload from shrink")]
+    pub message: String,
+}

@@ -4,12 +4,12 @@ use calib::linalg::{Mat64, qr};
 use calib::{DEFAULT_MEMORY_BYTES, Scratch};
 use handlers::{ConfigJson, Existing, FolderLayout, FolderPlan, Imported, Model, Output, Tokenizer};
 use mla_core::{DecoderConfig, Matrix, WeightSource};
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
 
 use crate::args::ImportArgs;
 use crate::convert::{MAX_SHARD_BYTES, write_shown};
 use crate::error::UserError;
-use crate::record::{RECORD, Record};
+use crate::record::{CARD, RECORD, Record, card};
 use crate::report::bytes;
 use crate::session::Session;
 
@@ -34,13 +34,13 @@ fn ours(session: &Session, args: &ImportArgs) -> anyhow::Result<()> {
     let factors = calib::orthonormalise(&model, &session.device, &scratch)?;
     let section = model.section().expect("a converted folder has one").clone();
     let known = Record::read(&args.folder)?.unwrap_or_default();
-    let record = imported(args, &section.method, model.config(), known);
+    let extra = imported(args, &section.method, model.config(), known)?;
     let plan = FolderPlan {
         donor: &model,
         section,
         factors: &factors,
         dtype: None,
-        extra: vec![record],
+        extra,
         max_shard_bytes: MAX_SHARD_BYTES,
     };
     write(session, args, &plan, model.config())
@@ -50,28 +50,32 @@ fn ours(session: &Session, args: &ImportArgs) -> anyhow::Result<()> {
 fn deepseeks(session: &Session, args: &ImportArgs) -> anyhow::Result<()> {
     let imported_folder = Imported::open(&args.folder, &session.registry)?;
     let config = imported_folder.config();
-    let record = imported(args, "deepseek", config, Record::default());
+    let extra = imported(args, "deepseek", config, Record::default())?;
     let split = |up: &Matrix| {
         let (q, r) = qr(&Mat64::from_matrix(up));
         [q.to_matrix(), r.to_matrix()]
     };
-    write(session, args, &imported_folder.plan(&split, vec![record], MAX_SHARD_BYTES), config)
+    write(session, args, &imported_folder.plan(&split, extra, MAX_SHARD_BYTES), config)
 }
 
-/// What is known of a folder, without what was measured before it was tuned.
-fn imported(args: &ImportArgs, method: &str, config: &DecoderConfig, known: Record) -> (String, Vec<u8>) {
-    let mut other = Map::from_iter([("import".to_owned(), json!({ "from": args.folder }))]);
-    other.extend(known.other.into_iter().filter(|(name, _)| name != "files"));
-    let record = Record {
+/// What is known of a folder and still holds, and its card.
+fn imported(
+    args: &ImportArgs,
+    method: &str,
+    config: &DecoderConfig,
+    known: Record,
+) -> anyhow::Result<Vec<(String, Vec<u8>)>> {
+    let mut record = Record {
         shrink_version: env!("CARGO_PKG_VERSION").into(),
         method: Some(method.into()),
         compression_ratio: Some(config.compression_ratio()),
-        trials: Value::Null,
-        layers: None,
-        other,
-        ..known
+        ..known.of_other_weights()
     };
-    (RECORD.to_owned(), record.bytes())
+    record.other.shift_remove("files");
+    record.other.insert("import".to_owned(), json!({ "from": args.folder }));
+    let tuned = ("trained".to_owned(), "by another program, brought in by shrink import".to_owned());
+    let card = card(&record, config, &args.folder, &[tuned])?;
+    Ok(vec![(RECORD.to_owned(), record.bytes()), (CARD.to_owned(), card.into_bytes())])
 }
 
 fn write(

@@ -14,4 +14,5 @@ pub mod generate;
 pub mod import;
 pub mod inspect;
 pub mod memory;
+pub mod push;
 pub mod train;

@@ -13,13 +13,10 @@ use crate::args::TrainArgs;
 use crate::convert::{MAX_SHARD_BYTES, write_shown};
 use crate::error::UserError;
 use crate::footprint::Footprint;
-use crate::record::{RECORD, Record};
+use crate::record::{CARD, Measured, RECORD, Record, card};
 use crate::report::count;
 use crate::session::{Opened, Session};
 use crate::training::{RunFolder, Validation, donor, donor_name, originals, recorded_donor, settings};
-
-/// What a conversion says of itself for people.
-const CARD: &str = "README.md";
 
 /// Trains a converted model and writes the result.
 pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
@@ -107,9 +104,10 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
     let (chosen, is_best) = chosen(session, &trainer, &folder, validation.as_ref());
     let orthonormality = trainer.orthonormality();
     let steps = trainer.done();
-    write(session, &opened, section, &chosen, &settings, output)?;
     let before = validation.as_ref().and_then(Validation::before);
     let after = validation.as_ref().and_then(|validation| validation.best()).filter(|_| is_best);
+    let figures = before.zip(after.map(|(_, perplexity)| perplexity));
+    write(session, &opened, section, &chosen, &settings, figures, output)?;
     let object = json!({
         "output": args.output.display().to_string(),
         "run": run_dir.display().to_string(),
@@ -357,13 +355,15 @@ fn progress(report: &StepReport, steps: usize, seconds_a_step: f64) -> String {
     )
 }
 
-/// Writes the trained model: the folder it came from, with other numbers in the factors.
+/// Writes the trained model: the folder it came from, with other numbers in the factors. `figures` are the perplexities on the
+/// validation text before training and of what is written.
 fn write(
     session: &Session,
     opened: &Opened,
     section: MlaSection,
     trained: &Snapshot,
     settings: &Settings,
+    figures: Option<(f64, f64)>,
     output: Output,
 ) -> anyhow::Result<()> {
     let mut factors = WeightMap::new(opened.model.config().clone());
@@ -371,22 +371,26 @@ fn write(
         factors.insert(*slot, matrix.transpose());
     }
     let folder = opened.model.folder();
-    let mut extra = Vec::new();
-    let text = |name: &str| {
-        anyhow::Ok(read_companion(folder, name)?.and_then(|bytes| String::from_utf8(bytes).ok()))
-    };
-    let mut record = Record::read(folder)?.unwrap_or_default();
-    record.training = Some(json!({ "settings": settings, "steps": trained.step, "model": opened.name() }));
-    extra.push((RECORD.to_owned(), record.bytes()));
-    if let Some(card) = text(CARD)? {
-        let trained = format!(
-            "\nTrained by shrink {}: {} steps, loss {}.\n",
-            env!("CARGO_PKG_VERSION"),
-            trained.step,
-            settings.objective().name()
-        );
-        extra.push((CARD.to_owned(), (card + &trained).into_bytes()));
-    }
+    let mut record = Record::read(folder)?.unwrap_or_default().of_other_weights();
+    record.training = Some(json!({
+        "settings": settings,
+        "steps": trained.step,
+        "model": opened.name(),
+        "validation": figures.map(|(before, after)| json!({ "perplexity_before": before, "perplexity": after })),
+    }));
+    let trained =
+        ("trained".to_owned(), format!("{} steps, loss {}", trained.step, settings.objective().name()));
+    let measured: Vec<Measured> = [trained]
+        .into_iter()
+        .chain(figures.map(|(before, after)| {
+            (
+                "perplexity on the validation text".to_owned(),
+                format!("{after:.3} ({before:.3} before training)"),
+            )
+        }))
+        .collect();
+    let card = card(&record, opened.model.config(), folder, &measured)?;
+    let extra = vec![(RECORD.to_owned(), record.bytes()), (CARD.to_owned(), card.into_bytes())];
     let plan = FolderPlan {
         donor: &opened.model,
         section,

@@ -93,9 +93,41 @@ impl Record {
         }
     }
 
+    /// What still holds of a model whose weights were changed: neither what was measured before nor the spectra, by which latents
+    /// are cut short.
+    #[must_use]
+    pub fn of_other_weights(mut self) -> Self {
+        (self.trials, self.layers) = (Value::Null, None);
+        self
+    }
+
+    /// As others may read it: a path of this machine is the last part of it.
+    #[must_use]
+    pub fn without_paths(&self) -> Self {
+        let mut value = serde_json::to_value(self).expect("a record is plain data");
+        bare_paths(&mut value);
+        Self::deserialize(value).expect("a record is a record still")
+    }
+
     /// As it is written.
     pub fn bytes(&self) -> Vec<u8> {
         let value = serde_json::to_value(self).expect("a record is plain data");
         format!("{value:#}\n").into_bytes()
+    }
+}
+
+/// Has every text that begins as an absolute path be its last part; several after one another, each.
+fn bare_paths(value: &mut Value) {
+    match value {
+        Value::String(text) => {
+            let bare = |part: &str| match part.starts_with(['/', '~']) || Path::new(part).is_absolute() {
+                true => part.rsplit(['/', '\\']).next().unwrap_or("").to_owned(),
+                false => part.to_owned(),
+            };
+            *text = text.split(", ").map(bare).collect::<Vec<_>>().join(", ");
+        }
+        Value::Array(values) => values.iter_mut().for_each(bare_paths),
+        Value::Object(fields) => fields.values_mut().for_each(bare_paths),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
 }

@@ -193,6 +193,29 @@ pub enum HubError {
         source: std::io::Error,
     },
 
+    /// Somebody unknown wants to publish.
+    #[error("{id}: publishing needs a token, and there is none")]
+    NoToken {
+        /// The repository.
+        id: String,
+    },
+
+    /// The network is off by the environment.
+    #[error("{id}: the network is off (HF_HUB_OFFLINE)")]
+    Offline {
+        /// The repository.
+        id: String,
+    },
+
+    /// A file that is to be published cannot be read.
+    #[error("cannot read {path}: {source}", path = .path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+
     /// There is no home folder to keep the cache in.
     #[error("no folder for the hub cache: expected HF_HOME or HOME to be set, found neither")]
     NoCacheFolder,
@@ -270,6 +293,11 @@ impl HubError {
             Self::Unauthorised { with_token: true, .. } => {
                 "the token was not accepted: check HF_TOKEN, or log in again with the hub's own tool".into()
             }
+            Self::NoToken { .. } => {
+                "set HF_TOKEN to a token that may write, or log in with the hub's own tool".into()
+            }
+            Self::Offline { .. } => "unset HF_HUB_OFFLINE".into(),
+            Self::Unreadable { .. } => "check that the file is there and may be read".into(),
             Self::NotCached { .. } => {
                 "run once with the network (unset HF_HUB_OFFLINE), or pass a local folder".into()
             }

@@ -23,13 +23,12 @@ const SAFETENSORS: &str = ".safetensors";
 const OTHER_WEIGHTS: [&str; 9] =
     [".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".npz"];
 
-/// The files beside the weights that are taken along: those that a conversion carries, and of a converted model its record
-/// and card.
+/// The files beside the weights that are taken along: those that a conversion carries, the card, which names the licence, and the
+/// record of a converted model.
 pub(super) fn companions(names: &[String]) -> impl Iterator<Item = &String> {
-    let is_ours = names.iter().any(|name| name == RECORD);
     names.iter().filter(move |name| {
-        let is_record = is_ours && [RECORD, CARD].contains(&name.as_str());
-        name.as_str() != TOKENIZER && (crate::carried::is_carried(name) || is_record)
+        let is_said = [RECORD, CARD].contains(&name.as_str());
+        name.as_str() != TOKENIZER && (crate::carried::is_carried(name) || is_said)
     })
 }
 
@@ -146,10 +145,10 @@ mod tests {
     }
 
     #[test]
-    fn a_card_is_taken_along_only_of_what_shrink_wrote() {
+    fn a_card_and_a_record_are_taken_along() {
         let names = |list: &[&str]| list.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
         let donor = names(&["LICENSE", "README.md", "config.json", "tokenizer.json", "vocab.json"]);
-        assert_eq!(companions(&donor).collect::<Vec<_>>(), ["LICENSE", "vocab.json"]);
+        assert_eq!(companions(&donor).collect::<Vec<_>>(), ["LICENSE", "README.md", "vocab.json"]);
         let converted = names(&["README.md", "shrink.json", "original/LICENSE"]);
         assert_eq!(companions(&converted).collect::<Vec<_>>(), ["README.md", "shrink.json"]);
     }

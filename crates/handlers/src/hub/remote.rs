@@ -12,7 +12,7 @@ use hf_hub::Repo;
 use hf_hub::api::RepoInfo;
 use ureq::config::RedirectAuthHeaders;
 use ureq::http::{Response, Uri, header};
-use ureq::typestate::WithoutBody;
+use ureq::typestate::{WithBody, WithoutBody};
 use ureq::{Agent, Body, RequestBuilder, Timeout};
 
 use super::cache::is_inside;
@@ -49,6 +49,13 @@ pub(super) struct FileMeta {
 pub(super) struct Fault {
     pub error: HubError,
     pub retry: Retry,
+}
+
+impl Fault {
+    /// One that stays.
+    pub(super) fn never(error: HubError) -> Self {
+        Self { error, retry: Retry::Never }
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -161,7 +168,27 @@ impl<'a> Remote<'a> {
         format!("{}/{}/resolve/{commit}/{}", self.settings.endpoint, self.repo.url(), escaped(file))
     }
 
-    fn persist<T>(
+    /// The hub's address.
+    pub(super) fn endpoint(&self) -> &str {
+        &self.settings.endpoint
+    }
+
+    /// A request with a body; `own` says whether it goes to the hub itself, which alone is told the token.
+    pub(super) fn post_request(&self, url: &str, own: bool) -> RequestBuilder<WithBody> {
+        let request = self.agent.post(url);
+        match &self.settings.token {
+            Some(token) if own => request.header(header::AUTHORIZATION, format!("Bearer {token}")),
+            _ => request,
+        }
+    }
+
+    /// A request that puts content somewhere, without the token.
+    pub(super) fn put_request(&self, url: &str) -> RequestBuilder<WithBody> {
+        self.agent.put(url)
+    }
+
+    /// Asks until there is an answer that will not change, `retries` times more at most.
+    pub(super) fn persist<T>(
         &self,
         retries: u32,
         mut exchange: impl FnMut() -> Result<T, Fault>,
@@ -185,7 +212,17 @@ impl<'a> Remote<'a> {
         if let Some(token) = &self.settings.token {
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
-        let response = request.call().map_err(|error| self.network_fault(error))?;
+        self.answered(request.call(), url, file)
+    }
+
+    /// An answer that is no refusal.
+    pub(super) fn answered(
+        &self,
+        answer: Result<Response<Body>, ureq::Error>,
+        url: &str,
+        file: Option<&str>,
+    ) -> Result<Response<Body>, Fault> {
+        let response = answer.map_err(|error| self.network_fault(error))?;
         match response.status().as_u16() {
             ..400 | 416 => Ok(response),
             status => {
@@ -255,7 +292,7 @@ pub(super) fn number(response: &Response<Body>, header: &str) -> Option<u64> {
     text(response, header)?.trim().parse().ok()
 }
 
-fn malformed(from: &str, expected: &'static str, found: impl ToString) -> Fault {
+pub(super) fn malformed(from: &str, expected: &'static str, found: impl ToString) -> Fault {
     let error = HubError::Malformed { from: from.to_owned(), expected, found: found.to_string() };
     Fault { error, retry: Retry::Never }
 }

@@ -104,7 +104,8 @@ fn a_model_is_fetched_once_and_only_what_is_needed_of_it() {
     assert_eq!(model.path, client.repo().join("snapshots").join(COMMIT));
     assert_weights_are_whole(&model);
     let gets = hub.take_gets();
-    let needed = ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors"];
+    let needed =
+        ["config.json", "tokenizer.json", "README.md", "generation_config.json", "model.safetensors"];
     assert_eq!(gets, needed.map(whole), "the weights come last");
     assert_eq!(fs::read_to_string(client.repo().join("refs/main")).expect("a reference"), COMMIT);
     assert!(client.repo().join("blobs").join(sha256(&weights())).is_file());

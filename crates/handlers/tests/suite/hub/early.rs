@@ -80,7 +80,8 @@ fn a_model_that_can_be_used_is_fetched_as_ever() {
     let hub = hub_with(&[("config.json", config(json!({})))]);
     let client = Client::new(&hub);
     let model = client.known().expect("a model");
-    let needed = ["config.json", "tokenizer.json", "generation_config.json", "model.safetensors"];
+    let needed =
+        ["config.json", "tokenizer.json", "README.md", "generation_config.json", "model.safetensors"];
     assert_eq!(hub.take_gets(), needed.map(whole));
     assert_eq!(client.known().expect("the cached model"), model);
     assert_eq!(hub.take_log().len(), 1, "one question after the branch");
@@ -184,11 +185,11 @@ fn licences_notices_and_vocabularies_come_with_a_model() {
     for name in beside {
         assert_eq!(std::fs::read(model.path.join(name)).expect("a file"), name.as_bytes(), "{name}");
     }
-    assert!(!model.path.join("README.md").exists() && !model.path.join("original").exists());
-    // What shrink wrote is described by its card and its record.
+    // The card says which licence it is; what shrink wrote is described by its record, too.
+    assert!(model.path.join("README.md").exists() && !model.path.join("original").exists());
     hub.state().files.insert("shrink.json".into(), b"{}".to_vec());
     let model = client.everything().expect("a converted model");
-    assert!(model.path.join("README.md").exists() && model.path.join("shrink.json").exists());
+    assert!(model.path.join("shrink.json").exists());
 }
 
 #[test]

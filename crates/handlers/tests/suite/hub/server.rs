@@ -1,7 +1,7 @@
 //! A hub of one repository on a local port: enough of the protocol to fetch from, with faults on demand.
 
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -38,6 +38,24 @@ pub struct State {
     /// Announces hashes that the content does not have.
     pub lies: bool,
     pub log: Vec<Request>,
+    pub uploads: Uploads,
+}
+
+/// What was brought to the hub.
+#[derive(Default)]
+pub struct Uploads {
+    /// Whether the repository that was made is private.
+    pub made_private: Option<bool>,
+    /// Content that LFS has, by its SHA-256.
+    pub objects: BTreeMap<String, Vec<u8>>,
+    /// Parts of content that is not whole yet.
+    pub parts: BTreeMap<(String, usize), Vec<u8>>,
+    /// Bytes of a part, where content is to come in parts.
+    pub chunk: Option<usize>,
+    /// The first line of the newest commit.
+    pub message: String,
+    /// So many uploads break off first.
+    pub breaks: usize,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -46,6 +64,7 @@ pub struct Request {
     pub path: String,
     pub range: Option<String>,
     pub token: Option<String>,
+    pub body: Vec<u8>,
 }
 
 pub struct TestHub {
@@ -152,8 +171,9 @@ fn answer(stream: &TcpStream, state: &Mutex<State>) {
 }
 
 fn read_request(stream: &TcpStream) -> Option<Request> {
-    let mut lines = BufReader::new(stream).lines();
-    let first = lines.next()?.ok()?;
+    let mut reader = BufReader::new(stream);
+    let mut lines = reader.by_ref().lines();
+    let (first, mut length) = (lines.next()?.ok()?, 0);
     let mut words = first.split(' ');
     let (method, path) = (words.next()?.to_owned(), words.next()?.to_owned());
     let mut request = Request { method, path, ..Request::default() };
@@ -163,17 +183,130 @@ fn read_request(stream: &TcpStream) -> Option<Request> {
         let value = value.trim().to_owned();
         match name.to_ascii_lowercase().as_str() {
             "range" => request.range = Some(value),
+            "content-length" => length = value.parse().ok()?,
             "authorization" => request.token = value.strip_prefix("Bearer ").map(str::to_owned),
             _ => {}
         }
     }
+    request.body = vec![0; length];
+    reader.read_exact(&mut request.body).ok()?;
     Some(request)
+}
+
+/// Questions of somebody who publishes, as the hub answers them.
+fn publishing(state: &mut State, request: &Request, address: SocketAddr) -> Option<Reply> {
+    let json =
+        |body: serde_json::Value| Reply { body: body.to_string().into_bytes(), ..Reply::new("200 OK") };
+    let base = format!("http://{address}");
+    let asked = || serde_json::from_slice::<serde_json::Value>(&request.body).expect("JSON");
+    let id = state.repo.strip_prefix("models/").unwrap_or(&state.repo).to_owned();
+    let path = request.path.as_str();
+    let uploads = &mut state.uploads;
+    if request.method == "PUT" {
+        assert_eq!(request.token, None, "the token stays with the hub");
+        if uploads.breaks > 0 {
+            uploads.breaks -= 1;
+            return Some(Reply::new("503 Service Unavailable"));
+        }
+        let (oid, part) = path.strip_prefix("/put/")?.split_once('/')?;
+        let part = part.parse().expect("a number");
+        uploads.parts.insert((oid.to_owned(), part), request.body.clone());
+        if part == 0 {
+            uploads.objects.insert(oid.to_owned(), request.body.clone());
+        }
+        return Some(Reply::new("200 OK").with("etag", format!("\"{part}\"")));
+    }
+    if request.method != "POST" {
+        return None;
+    }
+    if let Some(oid) = path.strip_prefix("/complete/") {
+        let body = asked();
+        let parts = body["parts"].as_array().expect("parts").len();
+        let whole: Vec<u8> =
+            (1..=parts).flat_map(|part| uploads.parts[&(oid.to_owned(), part)].clone()).collect();
+        uploads.objects.insert(oid.to_owned(), whole);
+        return Some(json(serde_json::json!({ "success": true })));
+    }
+    if state.token.is_some() && request.token != state.token {
+        return Some(Reply::new("403 Forbidden").with("x-error-message", "you may not write here"));
+    }
+    if path == "/api/repos/create" {
+        let private = asked()["private"].as_bool();
+        if uploads.made_private.is_some() {
+            return Some(Reply::new("409 Conflict"));
+        }
+        uploads.made_private = private;
+        return Some(json(serde_json::json!({ "url": format!("{base}/{id}") })));
+    }
+    if path == format!("/api/models/{id}/preupload/main") {
+        let files = asked()["files"].as_array().expect("files").clone();
+        let mode = |file: &serde_json::Value| {
+            let name = file["path"].as_str().expect("a name");
+            let by_lfs = name.ends_with(".safetensors");
+            serde_json::json!({ "path": name, "uploadMode": if by_lfs { "lfs" } else { "regular" }, "shouldIgnore": false, "oid": null })
+        };
+        return Some(json(serde_json::json!({ "files": files.iter().map(mode).collect::<Vec<_>>() })));
+    }
+    if path == format!("/{id}.git/info/lfs/objects/batch") {
+        let object = asked()["objects"][0].clone();
+        let (oid, size) = (object["oid"].as_str().expect("an oid"), object["size"].as_u64().expect("a size"));
+        let mut answer = serde_json::json!({ "oid": oid, "size": size });
+        if !uploads.objects.contains_key(oid) {
+            let verify = serde_json::json!({ "href": format!("{base}/verify/{oid}") });
+            let upload = match uploads.chunk {
+                None => serde_json::json!({ "href": format!("{base}/put/{oid}/0") }),
+                Some(chunk) => {
+                    let mut header = serde_json::json!({ "chunk_size": chunk.to_string() });
+                    for part in 1..=(size as usize).div_ceil(chunk) {
+                        header[format!("{part:05}")] = format!("{base}/put/{oid}/{part}").into();
+                    }
+                    serde_json::json!({ "href": format!("{base}/complete/{oid}"), "header": header })
+                }
+            };
+            answer["actions"] = serde_json::json!({ "upload": upload, "verify": verify });
+        }
+        return Some(json(serde_json::json!({ "transfer": "basic", "objects": [answer] })));
+    }
+    if let Some(oid) = path.strip_prefix("/verify/") {
+        let whole = uploads.objects.get(oid).is_some_and(|content| sha256(content) == oid);
+        return Some(Reply::new(if whole { "200 OK" } else { "422 Unprocessable Entity" }));
+    }
+    if path == format!("/api/models/{id}/commit/main") {
+        let text = String::from_utf8(request.body.clone()).expect("lines");
+        for line in text.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).expect("JSON");
+            let value = &line["value"];
+            let name = value["path"].as_str().map(str::to_owned);
+            match line["key"].as_str().expect("a key") {
+                "header" => state.uploads.message = value["summary"].as_str().expect("a summary").to_owned(),
+                "file" => {
+                    use base64::Engine;
+                    let content = value["content"].as_str().expect("content");
+                    let content = base64::engine::general_purpose::STANDARD.decode(content).expect("base64");
+                    state.files.insert(name.expect("a name"), content);
+                }
+                "lfsFile" => {
+                    let content = state.uploads.objects.get(value["oid"].as_str().expect("an oid"));
+                    let Some(content) = content.cloned() else { return Some(Reply::new("400 Bad Request")) };
+                    state.files.insert(name.expect("a name"), content);
+                }
+                key => panic!("a line of kind {key}"),
+            }
+        }
+        return Some(json(
+            serde_json::json!({ "commitUrl": format!("{base}/{id}/commit/{}", state.commit), "commitOid": state.commit }),
+        ));
+    }
+    None
 }
 
 fn reply(state: &mut State, request: &Request, address: SocketAddr) -> Reply {
     if state.busy > 0 {
         state.busy -= 1;
         return Reply::new("503 Service Unavailable");
+    }
+    if let Some(reply) = publishing(state, request, address) {
+        return reply;
     }
     if let Some(hash) = request.path.strip_prefix("/cdn/") {
         let content = state.files.values().find(|content| sha256(content) == hash).cloned();
