@@ -83,7 +83,6 @@ fn original_weights_are_stored_when_asked_for() {
         let module = match name {
             "gpt2" => "h.1.attn",
             "gpt-neox" | "gpt-neox-sequential" => "gpt_neox.layers.1.attention",
-            "gemma3-nested" => "language_model.model.layers.1.self_attn",
             _ => "model.layers.1.self_attn",
         };
         let normed = donor.config().layers[1].qk_norm.is_some();
