@@ -102,6 +102,12 @@ pub enum UserError {
         /// The folder.
         path: std::path::PathBuf,
     },
+    /// A name in `shrink.json` that is no plain file of its folder.
+    #[error("shrink.json lists {name}, which is no file of the folder")]
+    NotOfTheFolder {
+        /// The name.
+        name: String,
+    },
     /// A tensor of a tuned folder that the model has no place for.
     #[error("{key} has no place in the model that was converted")]
     NotOfTheModel {
@@ -238,6 +244,7 @@ impl UserError {
             }
             UserError::CacheOnDevice { .. } => "--cache-dtype f32 runs everywhere; --device cpu has every type".into(),
             UserError::NotOurs { .. } => "only what shrink wrote is published: convert, train, import or export first".into(),
+            UserError::NotOfTheFolder { .. } => "put the file back, or write the folder anew".into(),
             UserError::NotOfTheModel { .. } => {
                 "an adapter (LoRA) is merged into the model before it is saved: merge_and_unload()".into()
             }

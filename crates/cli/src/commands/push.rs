@@ -1,5 +1,6 @@
 //! `shrink push`.
 
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::Context;
@@ -21,6 +22,13 @@ pub fn run(session: &Session, args: &PushArgs) -> anyhow::Result<()> {
     let files = record.other.get("files").and_then(Value::as_array).ok_or_else(not_ours)?;
     let names = files.iter().filter_map(|name| name.as_str().map(str::to_owned));
     let mut files: Vec<_> = names.map(|name| (name.clone(), args.folder.join(name))).collect();
+    // A record that came from elsewhere may name what is nobody's business.
+    let is_of_the_folder = |(name, path): &(String, PathBuf)| {
+        !name.contains(['/', '\\']) && path.symlink_metadata().is_ok_and(|file| file.is_file())
+    };
+    if let Some((name, _)) = files.iter().find(|file| !is_of_the_folder(file)) {
+        return Err(UserError::NotOfTheFolder { name: name.clone() }.into());
+    }
     let scratch = tempfile::tempdir().context("cannot make a temporary folder")?;
     let public = scratch.path().join(RECORD);
     std::fs::write(&public, record.without_paths().bytes()).context("cannot write a temporary file")?;
