@@ -85,12 +85,10 @@ class Latents:
         return self.d_rope + sum(part.width for part in self.parts[:part])
 
 
-@lru_cache(maxsize=8)
-def _layers_of(entries: str) -> tuple[Latents | None, ...]:
-    import json
-
+def layers_of(config: Any) -> tuple[Latents | None, ...]:
+    """What each layer caches; `None` for one that keeps its donor's attention."""
     layers: list[Latents | None] = []
-    for layer, entry in enumerate(json.loads(entries)):
+    for layer, entry in enumerate(config.mla["layers"]):
         if entry is None:
             layers.append(None)
             continue
@@ -112,13 +110,6 @@ def _layers_of(entries: str) -> tuple[Latents | None, ...]:
             )
         )
     return tuple(layers)
-
-
-def layers_of(config: Any) -> tuple[Latents | None, ...]:
-    """What each layer caches; `None` for one that keeps its donor's attention."""
-    import json
-
-    return _layers_of(json.dumps(config.mla["layers"]))
 
 
 # ------------------------------------------------------------------------------------------- rows as they are cached
@@ -270,7 +261,7 @@ class LatentAttention:
             earlier = sum(of.width for j in latents.reads if (of := layers[j]) is not None)
             own = [part.width for part in latents.parts] if len(latents.parts) == 2 else [0, 0]
             shapes["w_cross_k"], shapes["w_cross_v"] = (d_kv, own[1] + earlier), (d_kv, own[0] + earlier)
-        biased = bool(getattr(getattr(self, fused or "k_proj"), "bias", None) is not None)
+        biased = getattr(getattr(self, fused or "k_proj"), "bias", None) is not None
         if latents.pairs:
             shapes["w_down_shared"], shapes["w_up_shared"] = (latents.d_rope, read["k"]), (d_kv, latents.d_rope)
             if biased and not normed:
@@ -333,6 +324,10 @@ class LatentAttention:
         row += [F.linear(read[part.serves], form.down(self, part)) for part in self.latents.parts]
         return torch.cat(row, -1)
 
+    def output(self) -> Any:
+        """`W_o`, whatever the family calls it."""
+        return next(getattr(self, name) for name in OUTPUTS if hasattr(self, name))
+
     # -- what is made of rows
 
     def terms(self) -> tuple[list[Term], list[Term]]:
@@ -347,8 +342,7 @@ class LatentAttention:
             if "v" in part.serves:
                 values.append(Term(self.layer_idx, start, weight[-d_kv:]))
         if latents.crossed:
-            across = {"k": (self.mla.w_cross_k, keys, 1), "v": (self.mla.w_cross_v, values, 0)}
-            for weight, made, other in across.values():
+            for weight, made, other in ((self.mla.w_cross_k, keys, 1), (self.mla.w_cross_v, values, 0)):
                 column = 0
                 if len(latents.parts) == 2:
                     column = latents.parts[other].width
@@ -366,31 +360,27 @@ class LatentAttention:
         hidden_states: Tensor,
         *args: Any,
         attention_mask: Tensor | None = None,
-        position_embeddings: Any = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """As the donor's: `[batch, tokens, d_model]` to the same, and the weights of attention where they are written out."""
         if args:
             raise TypeError("a latent attention takes what follows its input by name")
         h = hidden_states
+        kwargs.pop("position_embeddings", None)  # of the new tokens alone
         # One that holds nothing yet may be false.
         given = [kwargs.pop(name, None) for name in CACHES]
         store = next((cache for cache in given if cache is not None), None)
         store = getattr(store, "self_attention_cache", store)
-        model = self.around[0]
         past = _seen(store, self.layer_idx)
         batch, t_q, _ = h.shape
         positions = kwargs.get("position_ids")
         if positions is None:
             positions = torch.arange(past, past + t_q, device=h.device)[None]
-        rope = None if position_embeddings is None else frequencies_of(self, model)
-        turning = rope if getattr(self, "use_rope", True) and not self.latents.pairs else None
-        shared = _shared(self, model, rope)
-
+        turning, shared = rotations_of(self)
         form = form_of(self.config)
         row = form.keep(self.compress(h, form, shared, positions), self.latents)
         rows = _append(store, row, self, past)
-        board = _board(model, h.device)
+        board = _board(self.around[0], h.device)
         board[self.layer_idx] = rows
         own = {layer: board[layer] for layer in (*self.latents.reads, self.layer_idx)}
         t_kv = min(rows.shape[1] for rows in own.values())
@@ -404,7 +394,7 @@ class LatentAttention:
         query = Query(self.queries(h), positions, turning, shared)
         attend = self._walk if self._decodes(t_q, t_kv, kwargs) else self._whole
         out, weights = attend(query, own, form, attention_mask, kwargs)
-        out = next(getattr(self, name) for name in OUTPUTS if hasattr(self, name))(out.reshape(batch, t_q, -1))
+        out = self.output()(out.reshape(batch, t_q, -1))
         dropout = getattr(self, "resid_dropout", None)
         return (out if dropout is None else dropout(out)), weights
 
@@ -528,7 +518,7 @@ class LatentAttention:
             return self.sliding_window
         if self.kind is not None:
             return self.config.sliding_window if self.kind == "sliding_attention" else None
-        return getattr(self.config, "sliding_window", None) if hasattr(self.config, "sliding_window") else None
+        return getattr(self.config, "sliding_window", None)
 
 
 class Softmax:
@@ -770,11 +760,17 @@ def frequencies_of(attention: LatentAttention, model: PreTrainedModel) -> Freque
     return Frequencies(getattr(rotary, f"{prefix}inv_freq"), float(getattr(rotary, f"{prefix}attention_scaling")))
 
 
-def _shared(attention: LatentAttention, model: PreTrainedModel, own: Frequencies | None) -> Frequencies | None:
+def rotations_of(attention: LatentAttention) -> tuple[Frequencies | None, Frequencies | None]:
+    """What turns a layer's keys, and what its shared key; a layer has one of them at most."""
+    rope = frequencies_of(attention, attention.around[0])
+    if attention.latents.pairs:
+        return None, _shared(attention, rope)
+    return (rope if getattr(attention, "use_rope", True) else None), None
+
+
+def _shared(attention: LatentAttention, own: Frequencies | None) -> Frequencies:
     """Those that turn the shared key of a layer."""
     pairs = attention.latents.pairs
-    if not pairs:
-        return None
     rope = attention.config.mla.get("shared_rope")
     if rope is not None:
         steps = torch.arange(0, rope["d_rotary"], 2, dtype=torch.float64) / rope["d_rotary"]

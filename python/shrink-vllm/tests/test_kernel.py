@@ -54,10 +54,9 @@ def test_the_kernel_is_the_tiles(path: Path) -> None:
         if latents is None or not kernel.claims(attention, form):
             continue
         cache = torch.randn(len(seen) * pages, 1, PAGE, latents.width)
-        rope = shrink.frequencies_of(attention, model)
-        turning = rope if getattr(attention, "use_rope", True) and not latents.pairs else None
+        turning, shared = shrink.rotations_of(attention)
         heads = torch.randn(len(seen), attention.n_heads, 1, attention.d_head)
-        query = Query(heads, (seen - 1)[:, None], turning, shrink._shared(attention, model, rope))
+        query = Query(heads, (seen - 1)[:, None], turning, shared)
         with torch.no_grad():
             found = kernel.decode(attention, form, query, cache, table, seen)
             for row, tokens in enumerate(seen.tolist()):

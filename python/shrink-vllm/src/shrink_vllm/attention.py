@@ -172,16 +172,12 @@ class LatentAttention(nn.Module, AttentionLayerBase):
         keep(getattr(inner, "sinks", None), slice(rank * own, (rank + 1) * own))
         if inner.fused:
             raise ValueError("a model with one bias for queries, keys and values cannot be cut into ranks")
-        out = self.output()
+        out = inner.output()
         columns = isinstance(out, nn.Linear)
         out.weight.data = (out.weight.data[:, q] if columns else out.weight.data[q]).contiguous()
         if rank and out.bias is not None:
             out.bias.data.zero_()
         inner.n_heads, inner.n_kv_heads = own, own_kv
-
-    def output(self) -> Any:
-        """`W_o`, whatever the family calls it."""
-        return next(getattr(self.inner, name) for name in shrink.OUTPUTS if hasattr(self.inner, name))
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         """`[tokens, d_model]` to the same; the input is the last that is given without a name, or `hidden_states`."""
@@ -202,9 +198,7 @@ class LatentAttention(nn.Module, AttentionLayerBase):
         total = int(new.sum())
         within = torch.arange(total, device=h.device) - (new.cumsum(0) - new).repeat_interleave(new)
         positions = within + (seen - new).repeat_interleave(new)
-        rope = shrink.frequencies_of(inner, inner.around[0])
-        turning = rope if getattr(inner, "use_rope", True) and not inner.latents.pairs else None
-        shared = shrink._shared(inner, inner.around[0], rope)
+        turning, shared = shrink.rotations_of(inner)
         x = h[:total]
         rows = self.form.keep(inner.compress(x[None], self.form, shared, positions[None])[0], inner.latents)
         size = self.kv_cache.shape[2]
@@ -226,7 +220,9 @@ class LatentAttention(nn.Module, AttentionLayerBase):
         inner, layers = self.inner, self.around[0].compilation_config.static_forward_context
         t_kv, table = max(pages.seen[row] for row in group), pages.table[group]
         name = {inner.layer_idx: self.layer_name}
-        name |= {layer: layers_named(layers)[layer] for layer in inner.latents.reads}
+        if inner.latents.reads:
+            known = layers_named(layers)
+            name |= {layer: known[layer] for layer in inner.latents.reads}
         rows: Any = {layer: RowsOfPages(layers[of].kv_cache, table, t_kv) for layer, of in name.items()}
         if query.heads.is_cuda and query.heads.shape[2] == 1:
             from . import kernel  # Triton is there where a GPU is
@@ -234,13 +230,13 @@ class LatentAttention(nn.Module, AttentionLayerBase):
             if kernel.claims(inner, self.form):
                 lengths = query.positions[:, 0] + 1
                 out = kernel.decode(inner, self.form, query, self.kv_cache, table, lengths)
-                return self.output()(out)
+                return inner.output()(out)
         columns, window = torch.arange(t_kv, device=query.heads.device), inner._window()
         seen = columns <= query.positions[..., None]
         if window is not None:
             seen &= columns > query.positions[..., None] - window
         out, _ = inner._walk(query, rows, self.form, seen[:, None], {})
-        return self.output()(out.flatten(2).to(query.heads.dtype))
+        return inner.output()(out.flatten(2).to(query.heads.dtype))
 
 
 def layers_named(context: dict[str, Any]) -> dict[int, str]:

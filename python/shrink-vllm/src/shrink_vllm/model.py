@@ -74,10 +74,10 @@ def converted(donor: Any) -> Any:
             with torch.device("meta"):
                 folder = shrink.model_class(config.__class__)(config)
             dtype, device = vllm_config.model_config.dtype, vllm_config.device_config.device
-            if None in folder_layers(config):
+            if None in shrink.layers_of(config):
                 raise ValueError("vLLM keeps latents in every layer or in none: convert without --keep-layers")
             rotary_to(shrink.base_of(folder), config, device)
-            for name, module in list(self.named_modules()):
+            for name in [name for name, _ in self.named_modules()]:
                 found = ATTENTION.search(f"{name}.x")
                 if found is None or found[2] != "x":
                     continue
@@ -87,14 +87,14 @@ def converted(donor: Any) -> Any:
                 inner = shrink.attention_of(folder, int(found[1])).to_empty(device=device).to(dtype)
                 place, _, last = name.rpartition(".")
                 setattr(self.get_submodule(place), last, LatentAttention(inner.eval(), vllm_config, name))
-                del module
             self._latent = [module for module in self.modules() if isinstance(module, LatentAttention)]
             self._folder = (folder,)
 
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
             """The donor's, and ours where it has attention."""
             of = {layer.inner.layer_idx: layer for layer in self._latent}
-            loaded, filled = set(), {index: set() for index in of}
+            filled: dict[int, set[str]] = {index: set() for index in of}
+            parameters = {index: dict(layer.inner.named_parameters()) for index, layer in of.items()}
 
             def others() -> Iterable[tuple[str, Tensor]]:
                 for name, tensor in weights:
@@ -102,18 +102,18 @@ def converted(donor: Any) -> Any:
                     if found is None:
                         yield name, tensor
                         continue
-                    layer = of[int(found[1])]
-                    parameter = dict(layer.inner.named_parameters()).get(found[2])
+                    index = int(found[1])
+                    parameter = parameters[index].get(found[2])
                     if parameter is None:
                         if not BUFFERS.search(name) and not found[2].startswith("mla.w_"):
                             raise ValueError(f"{name} has no place in the model")
                         continue
                     parameter.data.copy_(tensor)
-                    filled[layer.inner.layer_idx].add(found[2])
+                    filled[index].add(found[2])
 
-            loaded |= super().load_weights(others()) or set()
+            loaded = super().load_weights(others()) or set()
             for index, layer in of.items():
-                missing = {name for name, _ in layer.inner.named_parameters()} - filled[index]
+                missing = parameters[index].keys() - filled[index]
                 if missing:
                     raise ValueError(f"layer {index} lacks {', '.join(sorted(missing))}")
                 layer.cut()
@@ -122,11 +122,6 @@ def converted(donor: Any) -> Any:
 
     Converted.__name__ = Converted.__qualname__ = "ShrinkForCausalLM"
     return Converted
-
-
-def folder_layers(config: Any) -> tuple[Any, ...]:
-    """What each layer caches."""
-    return shrink.layers_of(config)
 
 
 def rotary_to(base: Any, config: Any, device: Any) -> None:
