@@ -1,6 +1,7 @@
 //! The steps of continuous integration, each named and timed.
 
 pub mod clock;
+mod engines;
 mod ran;
 
 use std::io::Write;
@@ -13,6 +14,7 @@ use clap::ValueEnum;
 
 use crate::workspace::{Workspace, cargo};
 use clock::Clock;
+use engines::{OLDER_TRANSFORMERS, llama_cpp, node_folder, older_python, older_transformers};
 
 /// Names the folder of real weights and texts.
 pub const MODELS: &str = "SHRINK_MODELS";
@@ -86,16 +88,10 @@ const IN_OLDER_TRANSFORMERS: [&str; 2] = ["latents::", "real_weights::"];
 const IN_LLAMA_CPP: [&str; 1] = ["llama_cpp::"];
 const IN_VLLM: [&str; 1] = ["vllm::"];
 
-/// The versions of transformers beside the newest in which a converted folder has to run: the oldest, and those that broke something.
-const OLDER_TRANSFORMERS: [&str; 3] = ["4.56.2", "5.0.0", "5.16.0"];
-
 /// Names the Python that has vLLM.
 const VLLM: &str = "SHRINK_VLLM_PYTHON";
 /// Names the folder that has node-llama-cpp.
 const NODE_MODULES: &str = "SHRINK_NODE_MODULES";
-/// llama.cpp, built.
-const LLAMA_CPP: &str = "node-llama-cpp@3.22.1";
-
 /// What of calib is tested on LAPACK.
 const ON_LAPACK: [&str; 3] = ["linalg::", "factorise::", "metric::"];
 
@@ -210,70 +206,6 @@ fn obstacle(workspace: &Workspace, step: Step, limit: Option<Duration>) -> Resul
         Step::RealModels => missing_models(std::env::var_os(MODELS).map(PathBuf::from).as_deref()),
         _ => None,
     })
-}
-
-/// Installs each version into a virtual environment that takes torch, and all else that it does not pin, from that of the newest.
-fn older_transformers(workspace: &Workspace, limit: Option<Duration>) -> Result<()> {
-    let newest = crate::golden::environment(workspace, limit)?;
-    let ask = "import sysconfig; print(sysconfig.get_path('purelib'))";
-    let packages_of = |python: &Path| -> Result<String> {
-        let output = Command::new(python).args(["-c", ask]).output().context("cannot ask Python")?;
-        Ok(String::from_utf8(output.stdout)?.trim().to_owned())
-    };
-    let shared = packages_of(&newest)?;
-    for version in OLDER_TRANSFORMERS {
-        let python = older_python(&workspace.target, version);
-        let folder = older_folder(&workspace.target, version);
-        let stamp = folder.join("version.txt");
-        if std::fs::read_to_string(&stamp).is_ok_and(|stamped| stamped == version) {
-            continue;
-        }
-        println!("==> installing into {}: transformers=={version}", folder.display());
-        crate::golden::succeed(Command::new("python3").args(["-m", "venv"]).arg(&folder))?;
-        let link = Path::new(&packages_of(&python)?).join("newest.pth");
-        std::fs::write(&link, &shared).with_context(|| format!("cannot write {}", link.display()))?;
-        let mut install = Command::new(&python);
-        install.args(["-m", "pip", "install", "--quiet"]).arg(format!("transformers=={version}"));
-        crate::golden::succeed(&mut match limit {
-            Some(limit) => clock::limited(install, limit),
-            None => install,
-        })?;
-        std::fs::write(&stamp, version).with_context(|| format!("cannot write {}", stamp.display()))?;
-    }
-    Ok(())
-}
-
-fn older_folder(target: &Path, version: &str) -> PathBuf {
-    target.join(format!("transformers-{version}"))
-}
-
-fn older_python(target: &Path, version: &str) -> PathBuf {
-    crate::golden::python_in(&older_folder(target, version))
-}
-
-/// Installs llama.cpp with its bindings for node, unless it is there.
-fn llama_cpp(workspace: &Workspace, limit: Option<Duration>) -> Result<()> {
-    let folder = node_folder(&workspace.target);
-    let stamp = folder.join("version.txt");
-    if std::fs::read_to_string(&stamp).is_ok_and(|version| version == LLAMA_CPP) {
-        return Ok(());
-    }
-    println!("==> installing into {}: {LLAMA_CPP}", folder.display());
-    std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    let mut install = Command::new("npm");
-    install
-        .args(["install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix"])
-        .arg(&folder)
-        .arg(LLAMA_CPP);
-    crate::golden::succeed(&mut match limit {
-        Some(limit) => clock::limited(install, limit),
-        None => install,
-    })?;
-    std::fs::write(&stamp, LLAMA_CPP).with_context(|| format!("cannot write {}", stamp.display()))
-}
-
-fn node_folder(target: &Path) -> PathBuf {
-    target.join("llama-cpp")
 }
 
 /// A set variable that names the wrong folder is a mistake, and left to the tests to refuse.
