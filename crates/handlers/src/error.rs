@@ -264,6 +264,14 @@ pub enum Error {
         /// The reason.
         source: mla_core::SourceError,
     },
+    /// A chat template that is none, or refuses a conversation.
+    #[error("the chat template {} fails: {reason}", path.display())]
+    ChatTemplate {
+        /// The file that holds it.
+        path: PathBuf,
+        /// What it says.
+        reason: String,
+    },
     /// The tokenizer cannot be loaded or refuses a text.
     #[error("tokenizer {}: {reason}", path.display())]
     Tokenizer {
@@ -392,6 +400,9 @@ impl Error {
             }
             Error::Overflow { .. } => "use --dtype bf16, which has f32's range".into(),
             Error::Factor { .. } => "check the disk that holds temporary files, and convert again".into(),
+            Error::ChatTemplate { .. } => {
+                "give text of your own (--calibration FILE), or copy the template from the original again".into()
+            }
             Error::Tokenizer { .. } => "the file is damaged or of another kind: copy it from the original again".into(),
             Error::NoTokenizer { found, .. } if found.is_empty() => {
                 "copy tokenizer.json and tokenizer_config.json from the model's original into the folder".into()

@@ -53,7 +53,7 @@ pub use output::{Existing, Output};
 pub use quantised::{declared as declared_quantisation, quantisation};
 pub use registry::{ModelHandler, Registry};
 pub use spec::{Layout, TensorSpec};
-pub use tokenizer::{Continuation, Tokenizer, TokenizerNote};
+pub use tokenizer::{ChatTemplate, Continuation, Message, Tokenizer, TokenizerNote};
 pub use unfinished::{Unfinished, remove_unfinished};
 
 /// The page on adding a model, so that its snippets are compiled and run with the doc tests.

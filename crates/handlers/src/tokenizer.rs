@@ -6,6 +6,7 @@
 //! `tokenizer.json` says; `add_bos_token` and `add_eos_token` count where there is none. Where transformers 4 gives other
 //! ids, a [`TokenizerNote`] says so.
 
+mod chat;
 mod class;
 mod continuation;
 mod ends;
@@ -25,6 +26,7 @@ use self::files::Files;
 use self::special::Specials;
 use crate::error::Error;
 
+pub use chat::{ChatTemplate, Message};
 pub use continuation::Continuation;
 pub use note::TokenizerNote;
 

@@ -9,8 +9,7 @@ use std::path::Path;
 
 use serde_json::Value as Json;
 
-use super::Tokenizer;
-use super::files::Files;
+use super::{ChatTemplate, Tokenizer};
 use crate::error::Error;
 use crate::gguf::Value;
 
@@ -110,8 +109,8 @@ pub(crate) fn metadata(
             put(&format!("ggml.{name}_token_id"), Value::U32(id));
         }
     }
-    if let Some(template) = chat_template(folder)? {
-        put("chat_template", Value::Text(template));
+    if let Some(template) = ChatTemplate::open(folder)? {
+        put("chat_template", Value::Text(template.source().to_owned()));
     }
     Ok(fields)
 }
@@ -259,20 +258,4 @@ fn scores(json: &Json, tokens: &[(String, Kind)]) -> Result<Vec<f32>, String> {
 fn prepends_space(tokenizer: &Tokenizer) -> Result<bool, Error> {
     let first = tokenizer.encode("a")?.first().and_then(|&id| tokenizer.inner.id_to_token(id));
     Ok(first.is_some_and(|token| token.starts_with('▁')))
-}
-
-/// How a conversation is written as one text.
-fn chat_template(folder: &Path) -> Result<Option<String>, Error> {
-    let files = Files::read(folder)?;
-    let beside = folder.join("chat_template.jinja");
-    if beside.exists() {
-        return std::fs::read_to_string(&beside).map(Some).map_err(Error::io("read", &beside));
-    }
-    let text = |value: &Json| value.as_str().map(str::to_owned);
-    Ok(match files.settings().get("chat_template") {
-        Some(Json::Array(named)) => {
-            named.iter().find(|one| one["name"] == "default").and_then(|one| text(&one["template"]))
-        }
-        other => other.and_then(text),
-    })
 }

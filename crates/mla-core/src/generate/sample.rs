@@ -46,7 +46,11 @@ impl Sampler {
         match self.sampling {
             Sampling::Greedy => argmax(logits),
             Sampling::Random { temperature, top_k, top_p, .. } => {
-                let kept = nucleus(logits, temperature, top_k, top_p);
+                let kept = match top_k.is_none() && top_p >= 1.0 {
+                    // All are kept, in the order of their ids: nothing asks for the most likely ones.
+                    true => weights(logits, temperature),
+                    false => nucleus(logits, temperature, top_k, top_p),
+                };
                 let total: f64 = kept.iter().map(|&(_, p)| p).sum();
                 let mut left = self.rng.random::<f64>() * total;
                 for &(token, p) in &kept {
@@ -67,12 +71,16 @@ fn argmax(logits: &[f32]) -> u32 {
     best as u32
 }
 
-/// Tokens that survive top-k and top-p with their (unnormalised) probabilities, most likely first.
-fn nucleus(logits: &[f32], temperature: f64, top_k: Option<usize>, top_p: f64) -> Vec<(u32, f64)> {
+/// Every token with its (unnormalised) probability.
+fn weights(logits: &[f32], temperature: f64) -> Vec<(u32, f64)> {
     let top = f64::from(logits[argmax(logits) as usize]);
     let weigh = |&l: &f32| ((f64::from(l) - top) / temperature).exp();
-    let mut tokens: Vec<(u32, f64)> =
-        logits.iter().map(weigh).enumerate().map(|(i, p)| (i as u32, p)).collect();
+    logits.iter().map(weigh).enumerate().map(|(i, p)| (i as u32, p)).collect()
+}
+
+/// Tokens that survive top-k and top-p with their (unnormalised) probabilities, most likely first.
+fn nucleus(logits: &[f32], temperature: f64, top_k: Option<usize>, top_p: f64) -> Vec<(u32, f64)> {
+    let mut tokens = weights(logits, temperature);
     tokens.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
     tokens.truncate(top_k.unwrap_or(tokens.len()).max(1));
     let total: f64 = tokens.iter().map(|&(_, p)| p).sum();
