@@ -116,7 +116,7 @@ fn fewer_tokens_than_latent_numbers_of_any_method() {
 
 #[test]
 fn one_width_for_all_and_ranks_that_differ() {
-    for text in [&["--no-calibration"][..], &["--calibration", "builtin"]] {
+    for text in [&["--no-calibration"][..], &["--calibration", "builtin:prose"]] {
         convert(&[&["--d-latent", "8", "--ranks", "global"], text].concat())
             .refused("--ranks is global, expected uniform with --d-latent");
     }

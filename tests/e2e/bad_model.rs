@@ -12,7 +12,7 @@ fn refuses(model: &str, what: &str) -> String {
     let scratch = Scratch::new();
     let (out, heldout) = (scratch.path("out"), golden("demo/heldout.txt"));
     let hint = shrink(&["convert", model, "-o", &out, "-r", "2", "--no-calibration"]).refused(what);
-    shrink(&["convert", model, "-o", &out, "-r", "2", "--calibration", "builtin"]).refused(what);
+    shrink(&["convert", model, "-o", &out, "-r", "2", "--calibration", "builtin:prose"]).refused(what);
     shrink(&["eval", model, "--data", &heldout, "--max-length", "32", "--windows", "1"]).refused(what);
     shrink(&["generate", model, "--prompt", "The ship"]).refused(what);
     assert_eq!(scratch.names(), [""; 0], "something was left behind");
@@ -373,7 +373,7 @@ fn a_tokenizer_that_is_missing_or_none() {
     let (scratch, outs) = (Scratch::of("llama"), Scratch::new());
     let (out, heldout) = (outs.path("out"), golden("demo/heldout.txt"));
     let refuses = |what: &str| {
-        shrink(&["convert", &scratch.root(), "-o", &out, "--calibration", "builtin"]).refused(what);
+        shrink(&["convert", &scratch.root(), "-o", &out, "--calibration", "builtin:prose"]).refused(what);
         shrink(&["eval", &scratch.root(), "--data", &heldout]).refused(what);
         shrink(&["generate", &scratch.root(), "--prompt", "x"]).refused(what);
     };

@@ -163,7 +163,7 @@ fn a_command_line_that_cannot_be_understood() {
     shrink(&["generate", "x"]).misused("--prompt");
     shrink(&["convert", "x", "-o", "y", "--method", "magic"]).misused("invalid value 'magic'");
     shrink(&["convert", "x", "-o", "y", "--dtype", "f8"]).misused("invalid value 'f8'");
-    shrink(&["convert", "x", "-o", "y", "--no-calibration", "--calibration", "builtin"])
+    shrink(&["convert", "x", "-o", "y", "--no-calibration", "--calibration", "builtin:prose"])
         .misused("cannot be used with");
     let bare = shrink(&[]);
     assert!(bare.code == Some(2) && bare.stdout.is_empty() && bare.stderr.contains("Usage: "), "{bare:#?}");

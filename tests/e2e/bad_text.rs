@@ -139,7 +139,7 @@ fn calibration_of_no_windows_or_of_single_tokens() {
         ("--max-calibration-length", "0"),
         ("--max-calibration-length", "1"),
     ] {
-        calibrate(&scratch, &["builtin"], &[flag, value])
+        calibrate(&scratch, &["builtin:prose"], &[flag, value])
             .misused(&format!("invalid value '{value}' for '{flag} <N>'"));
     }
 }
@@ -151,7 +151,8 @@ fn activations_that_overflow_on_the_calibration_text() {
     donor.edit(|tensors| {
         tensors.get_mut("model.layers.0.mlp.down_proj.weight").expect("a tensor").scale(3e38)
     });
-    let args = ["convert", &donor.root(), "-o", &scratch.path("out"), "-r", "2", "--calibration", "builtin"];
+    let args =
+        ["convert", &donor.root(), "-o", &scratch.path("out"), "-r", "2", "--calibration", "builtin:prose"];
     let hint = shrink(&args).refused("the input of attention in layer 1 is not finite");
     assert!(hint.contains("overflow"), "{hint}");
     assert_eq!(scratch.names(), [""; 0]);
@@ -160,7 +161,7 @@ fn activations_that_overflow_on_the_calibration_text() {
 #[test]
 fn a_dataset_without_a_network() {
     let scratch = Scratch::new();
-    let args = ["convert", &golden("llama"), "-o", &scratch.path("out")];
+    let args = ["convert", &golden("llama"), "-o", &scratch.path("out"), "--calibration", "wikitext"];
     let hint = shrink(&args).refused("cannot get the calibration dataset wikitext");
     assert!(hint.contains("--calibration FILE") && hint.contains("builtin"), "{hint}");
     assert_eq!(scratch.names(), [""; 0]);

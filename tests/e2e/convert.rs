@@ -154,7 +154,8 @@ fn the_record_says_where_the_model_comes_from() {
         "samples": 3,
         "length": 16,
         "tokens": 48,
-        "held_back_tokens": 16,
+        "selection_tokens": 16,
+        "kinds": [{ "name": "calibration.txt", "samples": 3, "text_sha256": sha256(text.as_bytes()) }],
     });
     assert_eq!(record["calibration"], calibration);
     assert_eq!(record["asked"], json!({ "compression_ratio": 2.0 }));

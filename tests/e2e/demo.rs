@@ -75,7 +75,7 @@ fn the_same_conversion_through_a_folder_gives_the_same_bits() {
     let out = scratch.path("out");
     let donor = golden("demo");
     let spread = ["--num-calibration-samples", "64", "--max-calibration-length", "256"];
-    let args = ["convert", &donor, "-o", &out, "-r", "2", "--calibration", "builtin", "--quiet"];
+    let args = ["convert", &donor, "-o", &out, "-r", "2", "--calibration", "builtin:prose", "--quiet"];
     let cascade = ["--method", "cascade", "--cascade-window", "5", "--ranks", "global"];
     shrink(&[&args[..], &spread, &cascade].concat()).text();
     let heldout = golden("demo/heldout.txt");

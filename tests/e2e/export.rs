@@ -6,7 +6,7 @@ use crate::folder::{Scratch, golden};
 use crate::program::{Run, assert_close, number, shrink};
 
 const FEW: [&str; 6] =
-    ["--calibration", "builtin", "--num-calibration-samples", "16", "--max-calibration-length", "40"];
+    ["--calibration", "builtin:prose", "--num-calibration-samples", "16", "--max-calibration-length", "40"];
 
 /// Converts a twin to `OUT/latent`.
 fn convert(scratch: &Scratch, twin: &str, args: &[&str]) -> String {

@@ -70,7 +70,7 @@ impl World {
             "--d-rope",
             "6",
             "--calibration",
-            "builtin",
+            "builtin:prose",
         ];
         let more = ["--method", "deepseek", "--layout", "deepseek", "--num-calibration-samples", "8"];
         shrink(&[&args[..], &more, &["--max-calibration-length", "32"]].concat()).text();
@@ -94,7 +94,7 @@ impl World {
         let text = [
             ("--method", method),
             ("--ranks", "uniform"),
-            ("--calibration", "builtin"),
+            ("--calibration", "builtin:prose"),
             ("--num-calibration-samples", "4"),
             ("--max-calibration-length", "16"),
         ];

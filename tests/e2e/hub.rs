@@ -201,7 +201,7 @@ fn a_model_that_the_hub_does_not_have() {
 fn a_hub_that_is_down_names_the_ways_without_it() {
     let scratch = Scratch::new();
     let out = scratch.path("out");
-    let args = ["convert", &golden("llama"), "-o", &out];
+    let args = ["convert", &golden("llama"), "-o", &out, "--calibration", "wikitext"];
     let hint =
         online("http://127.0.0.1:9", &scratch, &args).refused("cannot get the calibration dataset wikitext");
     assert!(

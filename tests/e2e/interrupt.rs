@@ -57,8 +57,14 @@ fn ended(status: ExitStatus, code: i32) -> bool {
 
 /// A conversion of the bundled model, which takes some seconds.
 fn convert(out: &str, more: &[&str]) -> Command {
-    let few =
-        ["--calibration", "builtin", "--num-calibration-samples", "32", "--max-calibration-length", "64"];
+    let few = [
+        "--calibration",
+        "builtin:prose",
+        "--num-calibration-samples",
+        "32",
+        "--max-calibration-length",
+        "64",
+    ];
     program(&[&["convert", &golden("demo"), "-o", out, "--method", "cascade"], &few[..], more].concat())
 }
 

@@ -28,7 +28,7 @@ fn fits(twin: &str, method: &str) -> bool {
 
 /// A few windows of the bundled text.
 const FEW: [&str; 6] =
-    ["--calibration", "builtin", "--num-calibration-samples", "24", "--max-calibration-length", "40"];
+    ["--calibration", "builtin:prose", "--num-calibration-samples", "24", "--max-calibration-length", "40"];
 
 fn convert(donor: &str, out: &str, more: &[&str]) -> Value {
     shrink(&[&["convert", donor, "-o", out, "--force", "--quiet", "--json"], &FEW[..], more].concat()).json()
@@ -177,8 +177,14 @@ fn joint_and_cascade_are_never_worse_than_separate_at_the_same_bytes() {
         "-r",
         "2,4",
     ];
-    let text =
-        ["--calibration", "builtin", "--num-calibration-samples", "32", "--max-calibration-length", "128"];
+    let text = [
+        "--calibration",
+        "builtin:prose",
+        "--num-calibration-samples",
+        "32",
+        "--max-calibration-length",
+        "128",
+    ];
     let plans = ["--objective", "mse,attention", "--ranks", "uniform", "--measure-kl"];
     let found = shrink(&[&args[..], &text, &plans].concat()).json();
     let plans = found["plans"].as_array().expect("plans");
@@ -281,7 +287,7 @@ fn auto_shows_what_it_tried_and_takes_the_cheapest_of_the_best() {
         assert_eq!(chosen["decode_multiply_adds"].as_u64(), cheapest, "{found:#}");
         assert_eq!((&found["method"], &found["ranks"]), (&chosen["method"], &chosen["ranks"]));
         assert_eq!(
-            (&found["kl"], &found["compression_ratio"]),
+            (&found["selection_kl"], &found["compression_ratio"]),
             (&chosen["kl"], &chosen["compression_ratio"])
         );
         for trial in trials {
@@ -342,7 +348,7 @@ fn the_largest_ratio_with_ranks_that_differ_leaves_one_number_each() {
 fn a_dry_run_writes_nothing_and_says_what_it_would_take() {
     let (scratch, donor) = (Scratch::new(), golden("llama"));
     let out = scratch.path("out");
-    let args = ["convert", &donor, "-o", &out, "-r", "2", "--calibration", "builtin", "--dry-run"];
+    let args = ["convert", &donor, "-o", &out, "-r", "2", "--calibration", "builtin:prose", "--dry-run"];
     let found = shrink(&[&args[..], &["--json"]].concat()).json();
     for field in ["seconds", "peak_memory_bytes", "output_bytes"] {
         assert!(number(&found["predicted"], field) > 0.0, "{found}");

@@ -41,6 +41,8 @@ pub fn command(program: impl AsRef<OsStr>) -> Command {
             command.env_remove(&name);
         }
     }
+    // Nothing is kept from one test for another.
+    command.env("SHRINK_KEEP_STATISTICS", "0");
     command.env("HF_HUB_OFFLINE", "1").env("HF_HOME", "/nowhere/hf").stdin(Stdio::null());
     command
 }

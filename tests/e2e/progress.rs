@@ -15,7 +15,7 @@ fn commands(scratch: &Scratch) -> Vec<Vec<String>> {
         vec!["inspect", &donor],
         vec!["inspect", &half],
         vec!["memory", &donor],
-        vec!["convert", &donor, "-o", &out, "--force", "--calibration", "builtin"],
+        vec!["convert", &donor, "-o", &out, "--force", "--calibration", "builtin:prose"],
         vec!["eval", &half, "--data", &heldout, "--max-length", "32", "--windows", "2", "--against", &donor],
         vec!["generate", &half, "-p", "The ship", "--max-new-tokens", "4"],
         vec!["check", &half],
@@ -65,10 +65,10 @@ fn without_a_terminal_progress_is_plain_lines() {
     let scratch = Scratch::new();
     let (donor, heldout, out) = (golden("llama"), golden("demo/heldout.txt"), scratch.path("out"));
     let plain = ["--method", "separate", "--objective", "mse", "--ranks", "uniform"];
-    let convert = [&["convert", &donor, "-o", &out, "--calibration", "builtin"], &plain[..]].concat();
+    let convert = [&["convert", &donor, "-o", &out, "--calibration", "builtin:prose"], &plain[..]].concat();
     let convert = shrink(&convert);
     let eval = shrink(&["eval", &out, "--data", &heldout, "--max-length", "32", "--windows", "2"]);
-    let converting = ["statistics", "spectra", "factors", "measuring", "writing (MB)"];
+    let converting = ["statistics", "spectra", "factors", "measuring", "measuring", "writing (MB)"];
     for (run, tasks) in [(convert, &converting[..]), (eval, &["loading", "scoring windows"])] {
         assert_eq!(run.stderr.lines().count(), tasks.len(), "{}", run.stderr);
         for (line, task) in run.stderr.lines().zip(tasks) {
@@ -95,7 +95,8 @@ fn on_a_terminal_a_bar_moves() {
     let scratch = Scratch::new();
     let (donor, out) = (golden("demo"), scratch.path("out"));
     let few = "--num-calibration-samples 16 --max-calibration-length 256 --method separate --objective mse";
-    let shown = on_a_terminal(&format!("convert '{donor}' -o '{out}' -r 2 --calibration builtin {few}"));
+    let shown =
+        on_a_terminal(&format!("convert '{donor}' -o '{out}' -r 2 --calibration builtin:prose {few}"));
     // indicatif draws in place: carriage returns, and the bar's frame with a position out of six layers.
     assert!(shown.contains('\r') && shown.contains("statistics "), "{shown:?}");
     let bars: Vec<&str> =
@@ -105,7 +106,7 @@ fn on_a_terminal_a_bar_moves() {
     assert!(shown.contains("cache 2.00x smaller"), "{shown:?}");
 
     let shown = on_a_terminal(&format!(
-        "convert '{donor}' -o '{out}' -r 2 --force --quiet --calibration builtin {few}"
+        "convert '{donor}' -o '{out}' -r 2 --force --quiet --calibration builtin:prose {few}"
     ));
     assert!(!shown.contains("statistics") && !shown.contains('\u{1b}'), "{shown:?}");
 }

@@ -79,7 +79,7 @@ fn ratio_two_halves_the_cache_of_every_family_and_passes_the_check() {
     for name in TWINS {
         let scratch = Scratch::new();
         let out = scratch.path("out");
-        let report = convert(&golden(name), &out, &["-r", "2", "--calibration", "builtin", "--quiet"]);
+        let report = convert(&golden(name), &out, &["-r", "2", "--calibration", "builtin:prose", "--quiet"]);
         assert_eq!(number(&report, "compression_ratio"), 2.0, "{name}");
         assert_eq!(shrink(&["check", &out, "--json"]).json()["ok"], true, "{name}");
         let table = shrink(&["memory", &out]).text();
@@ -94,7 +94,7 @@ fn ratio_two_halves_the_cache_of_every_family_and_passes_the_check() {
 
 #[test]
 fn the_same_request_gives_the_same_bytes_and_the_same_numbers() {
-    for (name, calibration) in [("mixtral", "builtin"), ("gpt2", "builtin")] {
+    for (name, calibration) in [("mixtral", "builtin:prose"), ("gpt2", "builtin:prose")] {
         let scratch = Scratch::new();
         let outs = ["a", "b"].map(|out| scratch.path(out));
         for out in &outs {

@@ -15,8 +15,14 @@ const SHORT: [&str; 8] =
 /// The bundled model at 8x by this method, in a folder of its own.
 fn converted(scratch: &Scratch, more: &[&str]) -> (String, String) {
     let (donor, out) = (golden("demo"), scratch.path("converted"));
-    let few =
-        ["--calibration", "builtin", "--num-calibration-samples", "8", "--max-calibration-length", "64"];
+    let few = [
+        "--calibration",
+        "builtin:prose",
+        "--num-calibration-samples",
+        "8",
+        "--max-calibration-length",
+        "64",
+    ];
     shrink(&[&["convert", &donor, "-o", &out, "-r", "8"], &few[..], more].concat()).text();
     (out, golden("demo/calibration.txt"))
 }

@@ -47,7 +47,7 @@ fn twins() -> Vec<String> {
 pub fn case(dir: &Path, twin: &str, (name, method): (&str, &[&str])) -> bool {
     let few = ["--num-calibration-samples", "8", "--max-calibration-length", "32"];
     let out = dir.join(format!("{twin}.{name}"));
-    case_of(&out, &golden(twin), "builtin", &[method, &few].concat(), twin == TRAINED)
+    case_of(&out, &golden(twin), "builtin:prose", &[method, &few].concat(), twin == TRAINED)
 }
 
 /// Converts a model by `method`, its name and further options. Greedy tokens are written down of one that was `trained`: those of

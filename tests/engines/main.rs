@@ -97,7 +97,7 @@ fn generate(folder: &str, tokens: &str) -> Value {
 /// A twin converted to `OUT/latent`.
 fn convert(scratch: &Scratch, twin: &str, more: &[&str]) -> String {
     let out = scratch.path("latent");
-    let line = ["convert", &golden(twin), "-o", &out, "-r", "2", "--calibration", "builtin", "--quiet"];
+    let line = ["convert", &golden(twin), "-o", &out, "-r", "2", "--calibration", "builtin:prose", "--quiet"];
     let few = ["--num-calibration-samples", "24", "--max-calibration-length", "40"];
     shrink(&[&line[..], &few, more].concat()).text();
     out

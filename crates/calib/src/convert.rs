@@ -25,13 +25,15 @@ pub const FISHER_WINDOWS: usize = 32;
 /// perplexity); among those the one that decodes cheapest is taken.
 pub const AS_GOOD: f64 = 0.005;
 
-/// Text for a conversion: equally long windows each.
+/// Text for a conversion, in windows: three parts that share none.
 #[derive(Clone, Copy, Debug)]
 pub struct Text<'a> {
     /// What the factors are fitted to.
     pub fit: &'a [Vec<u32>],
-    /// What they are measured on; may be empty.
-    pub held_back: &'a [Vec<u32>],
+    /// What plans are chosen by; may be empty.
+    pub select: &'a [Vec<u32>],
+    /// What the chosen one is measured on: a measurement by which one of several was chosen flatters it. May be empty.
+    pub report: &'a [Vec<u32>],
 }
 
 /// What holds for every plan of a conversion.
@@ -70,7 +72,7 @@ pub struct Trial {
     pub discarded: f64,
     /// The loss that was foretold, of what was discarded and of what rounding takes.
     pub predicted: f64,
-    /// KL to the donor on held-back text, in nats a token; `None` where there was none.
+    /// KL to the donor on the text of selection, in nats a token; `None` where there was none.
     pub kl: Option<f64>,
     /// Multiply-adds of one decode step behind the counted context.
     pub decode_cost: u64,
@@ -87,21 +89,29 @@ pub struct Conversion {
     pub layers: Vec<LayerReport>,
     /// Calibration tokens that were fitted to.
     pub tokens: usize,
-    /// Held-back tokens that were measured on.
-    pub held_back_tokens: usize,
+    /// Tokens by which it was chosen.
+    pub selection_tokens: usize,
     /// Every plan, in the order given.
     pub trials: Vec<Trial>,
     /// Which of them was taken.
     pub chosen: usize,
-    /// KL on held-back text after sequential correction, where that was tried; it was kept if it is below the trial's.
+    /// KL on the text of selection after sequential correction, where that was tried; it was kept if it is below the trial's.
     pub corrected_kl: Option<f64>,
+    /// KL to the donor of each window of the text to report on, in nats a token; empty before [`report`] and without such text.
+    pub reported: Vec<f64>,
 }
 
 impl Conversion {
-    /// KL to the donor on held-back text, in nats a token, of what was taken.
-    pub fn kl(&self) -> Option<f64> {
+    /// KL to the donor on the text of selection, in nats a token, of what was taken.
+    pub fn selection_kl(&self) -> Option<f64> {
         let fitted = self.trials[self.chosen].kl?;
         Some(self.corrected_kl.map_or(fitted, |corrected| corrected.min(fitted)))
+    }
+
+    /// Takes over the errors of a verdict.
+    fn measured(&mut self, verdict: &Verdict) {
+        let layers = self.layers.iter_mut().zip(&verdict.errors);
+        layers.for_each(|(layer, error)| layer.measured = *error);
     }
 
     /// Whether sequential correction was tried and kept.
@@ -124,32 +134,40 @@ pub fn statistics<S: WeightSource>(
     scratch: &Scratch,
     observer: &mut dyn Observer,
 ) -> Result<Statistics, Error> {
-    let wants = |objective| plans.iter().any(|plan| plan.objective == objective);
-    let queries = wants(Objective::Attention);
-    let window = plans.iter().map(|plan| plan.method.window()).max().unwrap_or(0);
+    let needs = needs(plans, options);
     let Some(text) = text else {
-        if wants(Objective::Fisher) {
+        if needs.fisher.is_some() {
             return Err(Error::NeedsText { what: "the objective fisher" });
         }
-        if window > 0 {
+        if needs.window > 0 {
             return Err(Error::NeedsText { what: "the method cascade" });
         }
-        return Statistics::of_weights(source, queries, device, scratch);
+        return Statistics::of_weights(source, needs.queries, device, scratch);
     };
+    Statistics::of_text(source, text.fit, &needs, device, scratch, observer)
+}
+
+/// What plans need to know of a donor.
+pub fn needs(plans: &[Plan], options: &Options) -> Needs {
+    let wants = |objective| plans.iter().any(|plan| plan.objective == objective);
     let fisher = wants(Objective::Fisher).then_some(FisherOptions {
         labels: Labels::Sampled { seed: options.seed },
         draws: options.fisher_draws,
         windows: options.fisher_windows,
         first_position: options.sink == 0.0,
     });
-    let shared = shared_keys(plans);
-    let needs = Needs { window, queries, fisher, sink: options.sink, shared };
-    Statistics::of_text(source, text.fit, &needs, device, scratch, observer)
+    Needs {
+        window: plans.iter().map(|plan| plan.method.window()).max().unwrap_or(0),
+        queries: wants(Objective::Attention),
+        fisher,
+        sink: options.sink,
+        shared: shared_keys(plans),
+    }
 }
 
 /// Converts a donor by the best of several plans.
 ///
-/// With held-back text every plan is fitted and measured, and of those [`AS_GOOD`] as the best the one that decodes
+/// With text to select by every plan is fitted and measured, and of those [`AS_GOOD`] as the best the one that decodes
 /// cheapest is taken; without, the first plan is.
 ///
 /// # Errors
@@ -168,18 +186,18 @@ pub fn convert<S: WeightSource>(
 ) -> Result<Conversion, Error> {
     assert!(!plans.is_empty(), "a conversion needs a plan");
     plans.iter().try_for_each(|plan| plan.check(source.config()))?;
-    let held_back = text.map_or(&[][..], |text| text.held_back);
-    let plans = comparable(plans, held_back);
+    let select = text.map_or(&[][..], |text| text.select);
+    let plans = comparable(plans, select);
     let statistics = statistics(source, plans, text, options, device, scratch, observer)?;
-    choose(source, &statistics, plans, held_back, device, observer)
+    choose(source, &statistics, plans, select, device, observer)
 }
 
-/// The plans that can be told apart: all with held-back text to measure on, else the first.
-fn comparable<'a>(plans: &'a [Plan], held_back: &[Vec<u32>]) -> &'a [Plan] {
-    if held_back.is_empty() { &plans[..1] } else { plans }
+/// The plans that can be told apart: all with text to measure on, else the first.
+fn comparable<'a>(plans: &'a [Plan], select: &[Vec<u32>]) -> &'a [Plan] {
+    if select.is_empty() { &plans[..1] } else { plans }
 }
 
-/// Fits and measures plans on statistics that are there, and takes the best; without held-back text the first.
+/// Fits and measures plans on statistics that are there, and takes the best; without text to measure on the first.
 ///
 /// # Errors
 /// As [`fit`] and [`judge`].
@@ -190,27 +208,27 @@ pub fn choose<S: WeightSource>(
     source: &S,
     statistics: &Statistics,
     plans: &[Plan],
-    held_back: &[Vec<u32>],
+    select: &[Vec<u32>],
     device: &Device,
     observer: &mut dyn Observer,
 ) -> Result<Conversion, Error> {
-    let plans = comparable(plans, held_back);
+    let plans = comparable(plans, select);
     let mut fitted: Vec<Fitted> = Vec::with_capacity(plans.len());
     for &plan in plans {
         fitted.push(fit(source, statistics, plan, device, observer)?);
     }
-    let verdicts = match held_back.is_empty() {
+    let verdicts = match select.is_empty() {
         true => Vec::new(),
         false => {
             let candidates: Vec<&Factors> = fitted.iter().map(|fitted| &fitted.factors).collect();
-            judge(source, &candidates, held_back, device, statistics.scratch(), observer)?
+            judge(source, &candidates, select, device, statistics.scratch(), observer)?
         }
     };
     let trial = |(place, fitted)| trial(fitted, verdicts.get(place).map(|verdict: &Verdict| verdict.kl));
     let trials: Vec<Trial> = fitted.iter().enumerate().map(trial).collect();
     let chosen = best(&trials);
     let taken = fitted.swap_remove(chosen);
-    Ok(conversion(statistics, held_back, trials, chosen, taken, verdicts.get(chosen)))
+    Ok(conversion(statistics, select, trials, chosen, taken, verdicts.get(chosen)))
 }
 
 /// What became of a plan.
@@ -230,37 +248,59 @@ pub(crate) fn trial(fitted: &Fitted, kl: Option<f64>) -> Trial {
 /// A conversion by one of those that a planner tried.
 pub(crate) fn conclude(
     statistics: &Statistics,
-    held_back: &[Vec<u32>],
+    select: &[Vec<u32>],
     mut tried: Vec<Tried>,
     chosen: usize,
 ) -> Conversion {
     let trials = tried.iter().map(Tried::trial).collect();
     let Tried { fitted, verdict } = tried.swap_remove(chosen);
-    conversion(statistics, held_back, trials, chosen, fitted, Some(&verdict))
+    conversion(statistics, select, trials, chosen, fitted, Some(&verdict))
 }
 
 fn conversion(
     statistics: &Statistics,
-    held_back: &[Vec<u32>],
+    select: &[Vec<u32>],
     trials: Vec<Trial>,
     chosen: usize,
     taken: Fitted,
     verdict: Option<&Verdict>,
 ) -> Conversion {
-    let mut layers = taken.layers;
-    if let Some(verdict) = verdict {
-        layers.iter_mut().zip(&verdict.errors).for_each(|(layer, error)| layer.measured = *error);
-    }
-    Conversion {
+    let mut conversion = Conversion {
         plan: taken.plan,
         factors: taken.factors,
-        layers,
+        layers: taken.layers,
         tokens: statistics.tokens(),
-        held_back_tokens: held_back.iter().map(Vec::len).sum(),
+        selection_tokens: select.iter().map(Vec::len).sum(),
         trials,
         chosen,
         corrected_kl: None,
+        reported: Vec::new(),
+    };
+    if let Some(verdict) = verdict {
+        conversion.measured(verdict);
     }
+    conversion
+}
+
+/// Measures a conversion on text by which nothing was chosen; without such text it stays as it is.
+///
+/// # Errors
+/// As [`judge`].
+pub fn report<S: WeightSource>(
+    source: &S,
+    mut conversion: Conversion,
+    report: &[Vec<u32>],
+    device: &Device,
+    scratch: &Scratch,
+    observer: &mut dyn Observer,
+) -> Result<Conversion, Error> {
+    if report.is_empty() {
+        return Ok(conversion);
+    }
+    let verdict = judge(source, &[&conversion.factors], report, device, scratch, observer)?.remove(0);
+    conversion.measured(&verdict);
+    conversion.reported = verdict.windows;
+    Ok(conversion)
 }
 
 /// Corrects a conversion for what its layers really read ([`refit`]), and keeps that if it measures better.
@@ -276,16 +316,15 @@ pub fn correct<S: WeightSource>(
     scratch: &Scratch,
     observer: &mut dyn Observer,
 ) -> Result<Conversion, Error> {
-    if text.held_back.is_empty() {
+    if text.select.is_empty() {
         return Err(Error::NeedsText { what: "sequential correction, to be measured," });
     }
     let factors = refit(source, &conversion.factors, text.fit, sink, device, scratch, observer)?;
-    let verdict = judge(source, &[&factors], text.held_back, device, scratch, observer)?.remove(0);
+    let verdict = judge(source, &[&factors], text.select, device, scratch, observer)?.remove(0);
     conversion.corrected_kl = Some(verdict.kl);
     if conversion.is_corrected() {
         conversion.factors = factors;
-        let layers = conversion.layers.iter_mut().zip(&verdict.errors);
-        layers.for_each(|(layer, error)| layer.measured = *error);
+        conversion.measured(&verdict);
     }
     Ok(conversion)
 }

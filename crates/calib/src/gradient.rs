@@ -5,14 +5,15 @@
 //! 2020, §5), and its eigenvalues are in one unit across layers and across K and V.
 
 use burn::tensor::{Device, Tensor};
-use mla_core::decoder::{Norm, frame};
-use mla_core::{Attention, Block, Memory, Padding, WeightSource};
+use mla_core::decoder::Norm;
+use mla_core::{Attention, Block, Memory, WeightSource};
 
 use crate::error::Error;
 use crate::head::{Draws, Head, Labels};
 use crate::linalg::{Mat64, add_gram};
 use crate::scratch::{Scratch, StoredMatrix};
-use crate::sweep::{Observer, StoredTensor, Stream, host, widen};
+use crate::statistics::spread;
+use crate::sweep::{Frames, Observer, StoredTensor, Stream, host, widen};
 
 /// How the Fisher information is estimated.
 #[derive(Clone, Debug, PartialEq)]
@@ -30,21 +31,21 @@ pub struct FisherOptions {
 
 impl FisherOptions {
     /// Refuses what leaves nothing to average on this many windows, and labels of another number than there are positions.
-    pub(crate) fn check(&self, windows: usize, length: usize) -> Result<(), Error> {
-        let windows = windows.min(self.windows);
+    pub(crate) fn check(&self, windows: &[Vec<u32>]) -> Result<(), Error> {
+        let count = windows.len().min(self.windows);
+        let shortest = windows.iter().map(Vec::len).min().unwrap_or(0);
         for (what, found, expected) in
-            [("draw", self.draws, 1), ("window", windows, 1), ("tokens a window", length, 2)]
+            [("draw", self.draws, 1), ("window", count, 1), ("tokens a window", shortest, 2)]
         {
             if found < expected {
                 return Err(Error::Fisher { what, found, expected });
             }
         }
-        let scored = self.draws * windows * (length - 1);
-        match &self.labels {
-            Labels::Given(labels) if labels.len() != scored => {
-                Err(Error::Fisher { what: "labels", found: labels.len(), expected: scored })
-            }
-            _ => Ok(()),
+        let Labels::Given(labels) = &self.labels else { return Ok(()) };
+        let scored_once: usize = spread(windows, self.windows).iter().map(|window| window.len() - 1).sum();
+        match self.draws * scored_once {
+            scored if labels.len() == scored => Ok(()),
+            expected => Err(Error::Fisher { what: "labels", found: labels.len(), expected }),
         }
     }
 }
@@ -86,7 +87,7 @@ pub fn fisher<S: WeightSource>(
     drop(last);
     observer.step(1);
     let mut found = Vec::with_capacity(n_layers);
-    let mut layout = None;
+    let mut frames = Frames::new(config, &tracked);
     for layer in (0..n_layers).rev() {
         let before = boundaries.pop().expect("one boundary a block");
         let block = Block::load(source, layer, &tracked)?;
@@ -99,7 +100,7 @@ pub fn fisher<S: WeightSource>(
             let x = before.batch(batch, &tracked)?.require_grad();
             let [windows, length, _] = x.dims();
             tokens += windows * length;
-            let frame = layout.get_or_insert_with(|| frame(config, &Padding::none(1), length, &tracked));
+            let frame = frames.of(&x);
             // Zeros added to K and V: their gradient is that of K and V themselves.
             let probe = || Tensor::<3>::zeros([windows, length, d_kv], &tracked).require_grad();
             let (at_key, at_value) = (probe(), probe());

@@ -141,11 +141,15 @@ impl<'a, S: WeightSource> Head<'a, S> {
         Ok(sums.filter(|sums| !sums.is_empty()).map(|sums| Tensor::cat(sums, 0)))
     }
 
-    /// The mean `KL(donor ‖ model)` a token in nats, of each of several models on the same tokens.
+    /// The mean `KL(donor ‖ model)` a token in nats of each window, for each of several models on the same tokens.
     ///
     /// # Shapes
-    /// - `donor`, each of `models`: `[windows, length, d_model]`, what the head multiplies
-    pub(crate) fn divergences(&self, donor: Tensor<3>, models: Vec<Tensor<3>>) -> Result<Vec<f64>, Error> {
+    /// - `donor`, each of `models`: `[windows, length, d_model]`, what the head multiplies → `[models][windows]`
+    pub(crate) fn divergences(
+        &self,
+        donor: Tensor<3>,
+        models: Vec<Tensor<3>>,
+    ) -> Result<Vec<Vec<f64>>, Error> {
         let [windows, length, d_model] = donor.dims();
         let tokens = windows * length;
         let flat = |x: Tensor<3>| x.reshape([tokens, d_model]);
@@ -168,8 +172,8 @@ impl<'a, S: WeightSource> Head<'a, S> {
                 }
             }
         }
-        let mean = |sums: &Vec<PairSum>| sums.iter().map(PairSum::divergence).sum::<f64>() / tokens as f64;
-        Ok(sums.iter().map(mean).collect())
+        let mean = |window: &[PairSum]| window.iter().map(PairSum::divergence).sum::<f64>() / length as f64;
+        Ok(sums.iter().map(|sums| sums.chunks_exact(length).map(mean).collect()).collect())
     }
 }
 

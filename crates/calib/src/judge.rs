@@ -5,22 +5,22 @@
 //! activations that the compressed layers before it produce.
 
 use burn::tensor::{Device, Tensor};
-use mla_core::attention::Frame;
-use mla_core::decoder::frame as frame_of;
-use mla_core::{Attention, Block, Memory, Padding, Patch, WeightSource};
+use mla_core::{Attention, Block, Memory, Patch, WeightSource};
 
 use crate::error::Error;
 use crate::factors::Factors;
 use crate::head::Head;
 use crate::report::MeasuredError;
 use crate::scratch::Scratch;
-use crate::sweep::{Observer, StoredTensor, Stream, Windows};
+use crate::sweep::{Frames, Observer, StoredTensor, Stream, Windows};
 
 /// What held-back text says of one candidate.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Verdict {
     /// Mean `KL(donor ‖ candidate)` a token, in nats.
     pub kl: f64,
+    /// The same of each window.
+    pub windows: Vec<f64>,
     /// The error of each layer's K and V; `None` for a layer that keeps its attention.
     pub errors: Vec<Option<MeasuredError>>,
 }
@@ -31,7 +31,7 @@ pub struct Verdict {
 /// When the source or the temporary file fails, or a candidate's logits are not finite.
 ///
 /// # Panics
-/// If the windows differ in length.
+/// If there is no window.
 pub fn judge<S: WeightSource>(
     source: &S,
     candidates: &[&Factors],
@@ -42,17 +42,19 @@ pub fn judge<S: WeightSource>(
 ) -> Result<Vec<Verdict>, Error> {
     let config = source.config();
     let n_layers = config.n_layers();
+    assert!(!windows.is_empty(), "a verdict needs text");
+    let lengths: Vec<usize> = windows.iter().map(Vec::len).collect();
     let windows = Windows::new(windows);
     observer.phase("measuring", n_layers + 1);
-    let frame = frame_of(config, &Padding::none(1), windows.length(), device);
+    let mut frames = Frames::new(config, device);
     let mut donor = Stream::embed(source, windows, device, scratch)?;
     let mut runs = Vec::with_capacity(candidates.len());
     for factors in candidates {
         let stream = Stream::embed(source, windows, device, scratch)?;
         let memories = (0..stream.len()).map(|_| Memory::of_pass(factors.config())).collect();
         // A candidate may turn by a rotary embedding that the donor has not got.
-        let frame = frame_of(factors.config(), &Padding::none(1), windows.length(), device);
-        runs.push(Run { factors, frame, stream, memories, errors: Vec::with_capacity(n_layers) });
+        let frames = Frames::new(factors.config(), device);
+        runs.push(Run { factors, frames, stream, memories, errors: Vec::with_capacity(n_layers) });
     }
     for layer in 0..n_layers {
         let block = Block::load(source, layer, device)?;
@@ -68,22 +70,23 @@ pub fn judge<S: WeightSource>(
             let h = block.attention_input(x.clone());
             let (true_k, true_v) = attention.project(h.clone());
             let memory = &mut Memory::of_pass(config);
-            let attended = attention.attend(h, true_k.clone(), true_v.clone(), &frame, layer, memory);
+            let frame = frames.of(&x);
+            let attended = attention.attend(h, true_k.clone(), true_v.clone(), frame, layer, memory);
             donor.replace(batch, StoredTensor::keep(scratch, block.after_attention(x, attended))?);
             for ((run, attention), sums) in runs.iter_mut().zip(&attentions).zip(&mut squares) {
                 let x = run.stream.batch(batch, device)?;
                 let h = block.attention_input(x.clone());
-                let memory = &mut run.memories[batch];
+                let (memory, frame) = (&mut run.memories[batch], run.frames.of(&x));
                 let attended = match attention {
-                    Attention::Grouped(_) => attention.forward(h, &run.frame, layer, memory),
+                    Attention::Grouped(_) => attention.forward(h, frame, layer, memory),
                     Attention::Latent(latent) => {
-                        let known = latent.project(h.clone(), &run.frame, layer, memory);
+                        let known = latent.project(h.clone(), frame, layer, memory);
                         // Keys beside a shared one stand for something else than the donor's.
                         if known.shared.is_none() {
                             sums[0].add(&known.keys, &true_k);
                         }
                         sums[1].add(&known.values, &true_v);
-                        latent.attend(h, known, &run.frame, layer)
+                        latent.attend(h, known, frame, layer)
                     }
                 };
                 run.stream.replace(batch, StoredTensor::keep(scratch, block.after_attention(x, attended))?);
@@ -101,24 +104,24 @@ pub fn judge<S: WeightSource>(
         observer.step(layer + 1);
     }
     let head = Head::load(source, device)?;
-    let mut kl = vec![0.0; runs.len()];
+    let mut kl: Vec<Vec<f64>> = vec![Vec::new(); runs.len()];
     for batch in 0..donor.len() {
         let last = |stream: &Stream| Ok::<_, Error>(head.norm.forward(stream.batch(batch, device)?));
         let theirs = last(&donor)?;
         let ours: Vec<Tensor<3>> = runs.iter().map(|run| last(&run.stream)).collect::<Result<_, _>>()?;
-        let tokens = theirs.dims()[0] * theirs.dims()[1];
-        for (sum, mean) in kl.iter_mut().zip(head.divergences(theirs, ours)?) {
-            *sum += mean * tokens as f64;
+        for (all, windows) in kl.iter_mut().zip(head.divergences(theirs, ours)?) {
+            all.extend(windows);
         }
     }
     observer.step(n_layers + 1);
-    let verdict = |(run, sum): (Run<'_>, f64)| {
-        let kl = sum / windows.tokens() as f64;
+    let verdict = |(run, windows): (Run<'_>, Vec<f64>)| {
+        let sum: f64 = windows.iter().zip(&lengths).map(|(kl, &length)| kl * length as f64).sum();
+        let kl = sum / lengths.iter().sum::<usize>() as f64;
         if !kl.is_finite() {
             return Err(Error::DivergenceNotFinite);
         }
         // A divergence is never negative; rounding may make it so.
-        Ok(Verdict { kl: kl.max(0.0), errors: run.errors })
+        Ok(Verdict { kl: kl.max(0.0), windows, errors: run.errors })
     };
     runs.into_iter().zip(kl).map(verdict).collect()
 }
@@ -126,7 +129,7 @@ pub fn judge<S: WeightSource>(
 /// A candidate on its way through the layers.
 struct Run<'a> {
     factors: &'a Factors,
-    frame: Frame,
+    frames: Frames<'a>,
     stream: Stream,
     memories: Vec<Memory<'static>>,
     errors: Vec<Option<MeasuredError>>,

@@ -32,7 +32,7 @@ mod truncate;
 
 pub use convert::{
     AS_GOOD, COST_CONTEXT, Conversion, FISHER_WINDOWS, Options, SINK, Text, Trial, choose, convert, correct,
-    statistics,
+    needs, report, statistics,
 };
 pub use cost::decode_cost;
 pub use error::Error;
@@ -50,6 +50,6 @@ pub use predict::{Prediction, Speed, TextSize, predict};
 pub use ranks::Ranks;
 pub use report::{LayerReport, MeasuredError, SpectrumReport};
 pub use scratch::{DEFAULT_MEMORY_BYTES, Scratch, StoredMatrix};
-pub use statistics::{Needs, Statistics, stacked};
+pub use statistics::{Holds, KeptArray, Needs, Statistics, stacked};
 pub use sweep::{Keep, Observer, Stream, Windows, sweep};
 pub use truncate::{ranks_of, truncate};

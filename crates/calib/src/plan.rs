@@ -5,7 +5,7 @@ use std::ops::Range;
 use mla_core::decoder::{AttentionKind, KeyForm, LatentConfig, LatentWidth, SharedKeyConfig};
 use mla_core::positions::RopeScaling;
 use mla_core::{CacheDtype, DecoderConfig};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::Error;
 use crate::metric::Objective;
@@ -42,7 +42,7 @@ pub enum Method {
 }
 
 /// Parameters of [`Method::Deepseek`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Deepseek {
     /// Numbers a token of the shared key, in the mean of all layers: an even number.
     pub d_rope: usize,
@@ -51,7 +51,7 @@ pub struct Deepseek {
 }
 
 /// How a shared key turns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum KeyLayout {
     /// By the donor's frequencies, those that are missed most, wherever that is.

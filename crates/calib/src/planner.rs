@@ -2,7 +2,7 @@
 //!
 //! A cache gets smaller by fewer numbers a token or by fewer bits a number, and only measurement tells which is cheaper for
 //! a model. With bytes given, each type fixes the ratio of numbers; every method is fitted at each, run as it would be
-//! cached, and the KL to the donor on held-back text decides. At ratio 1 only the bits are fewer.
+//! cached, and the KL to the donor on text that none was fitted to decides. At ratio 1 only the bits are fewer.
 //!
 //! Methods without a window share a sweep and fit in seconds, so they try all types; cascade tries the types that served
 //! those best.
@@ -77,16 +77,16 @@ pub fn search<S: WeightSource>(
     source: &S,
     statistics: &Statistics,
     search: Search<'_>,
-    held_back: &[Vec<u32>],
+    select: &[Vec<u32>],
     device: &Device,
     observer: &mut dyn Observer,
 ) -> Result<Conversion, Error> {
     let Search { base, dtypes, goal } = search;
     assert!(!base.is_empty() && !dtypes.is_empty(), "a planner chooses among plans");
-    if held_back.is_empty() {
+    if select.is_empty() {
         return Err(Error::NeedsText { what: "a planner, to measure on," });
     }
-    let mut planner = Planner { source, statistics, base, dtypes, held_back, device, tried: Vec::new() };
+    let mut planner = Planner { source, statistics, base, dtypes, select, device, tried: Vec::new() };
     let chosen = match goal {
         Goal::Target(ratio) => {
             let tried = planner.at(ratio, observer)?;
@@ -94,7 +94,7 @@ pub fn search<S: WeightSource>(
         }
         Goal::Divergence(most) => planner.within(most, observer)?,
     };
-    Ok(conclude(statistics, held_back, planner.tried, chosen))
+    Ok(conclude(statistics, select, planner.tried, chosen))
 }
 
 /// A plan that was fitted and measured.
@@ -108,7 +108,7 @@ struct Planner<'a, S> {
     statistics: &'a Statistics,
     base: &'a [Plan],
     dtypes: &'a [CacheDtype],
-    held_back: &'a [Vec<u32>],
+    select: &'a [Vec<u32>],
     device: &'a Device,
     tried: Vec<Tried>,
 }
@@ -186,7 +186,7 @@ impl<S: WeightSource> Planner<'_, S> {
         }
         let factors: Vec<&Factors> = fitted.iter().map(|fitted| &fitted.factors).collect();
         let scratch = self.statistics.scratch();
-        let verdicts = judge(self.source, &factors, self.held_back, self.device, scratch, observer)?;
+        let verdicts = judge(self.source, &factors, self.select, self.device, scratch, observer)?;
         let tried = fitted.into_iter().zip(verdicts).map(|(fitted, verdict)| Tried { fitted, verdict });
         self.tried.extend(tried);
         Ok(())

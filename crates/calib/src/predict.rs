@@ -18,10 +18,14 @@ use crate::sweep::CHUNK_TOKENS;
 pub struct TextSize {
     /// Windows to fit to.
     pub windows: usize,
-    /// Windows to measure on.
-    pub held_back: usize,
+    /// Windows by which plans are chosen.
+    pub select: usize,
+    /// Windows on which the chosen one is measured.
+    pub report: usize,
     /// Tokens of each.
     pub length: usize,
+    /// Windows that the donor writes itself.
+    pub sampled: usize,
 }
 
 /// How fast the machine is.
@@ -49,6 +53,8 @@ pub struct Prediction {
 /// Memory of the program itself, and what a tokenizer and some text add.
 const BASE_BYTES: f64 = 35e6;
 const TEXT_BYTES: f64 = 50e6;
+/// A token that is written costs as much as this many that are read: few rows meet each weight.
+const SAMPLING_COST: f64 = 2.0;
 /// f64 operations cost this many f32 operations.
 const F64_COST: f64 = 3.0;
 /// Copies of a batch's activations that a pass holds at its widest, and a backward pass, a block at a time.
@@ -83,7 +89,7 @@ pub fn predict(
     let fisher_windows = if fisher { options.fisher_windows.min(text.windows) } else { 0 };
     let fisher_tokens = (fisher_windows * text.length) as f64;
     let draws = options.fisher_draws as f64;
-    let held_back = (text.held_back * text.length) as f64;
+    let (select, report) = ((text.select * text.length) as f64, (text.report * text.length) as f64);
     let batch = ((CHUNK_TOKENS / text.length.max(1)).clamp(1, text.windows.max(1)) * text.length) as f64;
     let window = plans.iter().map(|plan| plan.method.window() + 1).max().unwrap_or(1) as f64;
 
@@ -92,18 +98,21 @@ pub fn predict(
     let head = 2.0 * counts.d_model * counts.vocabulary;
     let again = if fisher && fisher_windows < text.windows { fisher_tokens * forward } else { 0.0 };
     let backward = fisher_tokens * draws * (3.0 * forward + 3.0 * head);
-    let judged = held_back * (1.0 + plans.len() as f64) * (forward + head);
+    let judged = (select * (1.0 + plans.len() as f64) + 2.0 * report) * (forward + head);
     let fits: f64 = plans.iter().map(|plan| counts.fit(plan)).sum();
     // A shared key has statistics of its own, in the model that has it.
     let shared = shared_keys(plans).len() as f64;
     let own = 2.0 * (2.0 * counts.d_kv).powi(2) * counts.layers * F64_COST;
     let once_more = shared * (fisher_tokens * (forward + own) + backward);
-    let flops = tokens * (forward + moments) + again + backward + once_more + judged + fits;
+    let sampled = (text.sampled * text.length) as f64;
+    let written = SAMPLING_COST * sampled * (forward + head);
+    let flops = written + tokens * (forward + moments) + again + backward + once_more + judged + fits;
     let passes = 1.0
         + 2.0 * shared
         + f64::from(u8::from(again > 0.0))
         + f64::from(u8::from(fisher))
-        + f64::from(u8::from(held_back > 0.0));
+        + f64::from(u8::from(select > 0.0))
+        + f64::from(u8::from(report > 0.0));
     let loads = passes * counts.layers * counts.block;
 
     let wide = 4.0 * counts.activations(batch, text.length as f64);
@@ -116,7 +125,7 @@ pub fn predict(
     let boundaries = 4.0 * counts.d_model * fisher_tokens * (counts.layers + 1.0);
     let outputs = 4.0 * 2.0 * counts.d_kv * tokens * window;
     let second = 8.0 * (2.0 * counts.d_kv).powi(2) * (window + 2.0 * shared) * counts.layers;
-    let judged_streams = 4.0 * counts.d_model * held_back * (1.0 + plans.len() as f64);
+    let judged_streams = 4.0 * counts.d_model * (select * (1.0 + plans.len() as f64)).max(2.0 * report);
 
     let copies = if fisher { COPIES_BACKWARD } else { COPIES };
     let sweep = Phase {
@@ -130,7 +139,10 @@ pub fn predict(
         memory: TEXT_BYTES + pass(COPIES * wide).max(slice),
         kept: counts.fitted(plans) + judged_streams,
     };
-    counts.total(Work { flops, loads }, &[sweep, fit, judge], speed, scratch_memory, plans)
+    // The whole model is in memory while it writes.
+    let sample =
+        Phase { memory: if text.sampled > 0 { TEXT_BYTES + 4.0 * counts.model } else { 0.0 }, kept: 0.0 };
+    counts.total(Work { flops, loads }, &[sample, sweep, fit, judge], speed, scratch_memory, plans)
 }
 
 /// Sizes of a model, as numbers to calculate with.

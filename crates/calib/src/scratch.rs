@@ -75,9 +75,9 @@ pub struct Stored<T> {
 /// A matrix in a [`Scratch`].
 #[derive(Debug)]
 pub struct StoredMatrix {
-    rows: usize,
-    cols: usize,
-    data: Stored<f64>,
+    pub(crate) rows: usize,
+    pub(crate) cols: usize,
+    pub(crate) data: Stored<f64>,
 }
 
 impl StoredMatrix {
@@ -168,6 +168,11 @@ impl State {
 }
 
 impl<T: Number> Stored<T> {
+    /// How many numbers it has.
+    pub(crate) fn len(&self) -> usize {
+        self.bytes as usize / T::BYTES
+    }
+
     /// The array.
     ///
     /// # Errors

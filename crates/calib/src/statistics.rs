@@ -4,8 +4,10 @@
 //! really receive; where a norm stands behind k_proj, those of the normed keys. Not centred: attention sinks make the mean anything but small, and centring measures far worse.
 //! Every method and every metric starts from them, so one sweep serves any number of plans.
 
+mod kept;
 mod shared;
 
+pub use kept::{Holds, KeptArray};
 pub(crate) use shared::SharedStatistics;
 
 use std::collections::BTreeMap;
@@ -46,6 +48,8 @@ pub struct Needs {
 pub struct Statistics {
     config: DecoderConfig,
     tokens: usize,
+    /// How many earlier layers a layer's moments are crossed with.
+    window: usize,
     scratch: Scratch,
     layers: Vec<LayerStatistics>,
     shared: Vec<(Deepseek, SharedStatistics)>,
@@ -69,9 +73,6 @@ impl Statistics {
     ///
     /// # Errors
     /// When the source or the temporary file fails, a layer has latents already, or the donor overflows.
-    ///
-    /// # Panics
-    /// If the windows differ in length.
     pub fn of_text<S: WeightSource>(
         source: &S,
         windows: &[Vec<u32>],
@@ -86,10 +87,11 @@ impl Statistics {
             return Err(Error::EmptyText);
         }
         if let Some(options) = &needs.fisher {
-            options.check(windows.len(), all.length())?;
+            options.check(windows)?;
         }
         let mut statistics = Self {
             tokens: all.tokens(),
+            window: needs.window,
             scratch: scratch.clone(),
             layers: Vec::new(),
             shared: Vec::new(),
@@ -140,13 +142,33 @@ impl Statistics {
             for (layer, fisher) in statistics.layers.iter_mut().zip(found) {
                 layer.fisher = Some(fisher);
             }
-            for &method in &needs.shared {
-                let text = shared::Text { windows, fisher: options, sink: needs.sink };
-                let of = SharedStatistics::gather(source, &statistics, method, text, device, observer)?;
-                statistics.shared.push((method, of));
-            }
         }
+        statistics.add_shared(source, windows, needs, device, observer)?;
         Ok(statistics)
+    }
+
+    /// Gathers those of shared keys that are needed and not there yet, for the text that all others are of.
+    ///
+    /// # Errors
+    /// As [`of_text`](Self::of_text).
+    pub fn add_shared<S: WeightSource>(
+        &mut self,
+        source: &S,
+        windows: &[Vec<u32>],
+        needs: &Needs,
+        device: &Device,
+        observer: &mut dyn Observer,
+    ) -> Result<(), Error> {
+        let Some(options) = &needs.fisher else { return Ok(()) };
+        for &method in &needs.shared {
+            if self.shared.iter().any(|(known, _)| *known == method) {
+                continue;
+            }
+            let text = shared::Text { windows, fisher: options, sink: needs.sink };
+            let of = SharedStatistics::gather(source, self, method, text, device, observer)?;
+            self.shared.push((method, of));
+        }
+        Ok(())
     }
 
     /// The statistics that weights alone give, for inputs of which nothing is known (`C = I`).
@@ -185,7 +207,7 @@ impl Statistics {
             let firsts = scratch.keep(Vec::new())?;
             layers.push(LayerStatistics { moments, firsts, keys: Weighed::default(), queries, fisher: None });
         }
-        Ok(Self { config, tokens: 0, scratch: scratch.clone(), layers, shared: Vec::new() })
+        Ok(Self { config, tokens: 0, window: 0, scratch: scratch.clone(), layers, shared: Vec::new() })
     }
 
     /// The donor's graph.

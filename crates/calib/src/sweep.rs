@@ -1,8 +1,11 @@
 //! A forward pass over calibration text that holds one block at a time.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::{Device, Tensor, TensorData};
+use mla_core::attention::Frame;
 use mla_core::decoder::frame;
-use mla_core::{Block, Decoder, Memory, Padding, WeightSource};
+use mla_core::{Block, Decoder, DecoderConfig, Memory, Padding, WeightSource};
 
 use crate::error::Error;
 use crate::scratch::{Scratch, Stored};
@@ -20,38 +23,55 @@ pub trait Observer {
 
 impl Observer for () {}
 
-/// Windows of text, cut into batches.
+/// Windows of text, cut into batches of equally long ones.
 #[derive(Clone, Copy, Debug)]
 pub struct Windows<'a> {
     windows: &'a [Vec<u32>],
-    length: usize,
-    batch: usize,
 }
 
 impl<'a> Windows<'a> {
-    /// Equally long windows; none and empty ones give no batch.
-    ///
-    /// # Panics
-    /// If the windows differ in length.
+    /// Windows of any lengths; neighbours that are equally long share a batch, empty ones give none.
     pub fn new(windows: &'a [Vec<u32>]) -> Self {
-        let length = windows.first().map_or(0, Vec::len);
-        assert!(windows.iter().all(|window| window.len() == length), "calibration windows are equally long");
-        Self { windows, length, batch: (CHUNK_TOKENS / length.max(1)).max(1) }
+        Self { windows }
     }
 
-    /// Tokens a window.
-    pub fn length(&self) -> usize {
-        self.length
+    /// Tokens of the longest window.
+    pub fn longest(&self) -> usize {
+        self.windows.iter().map(Vec::len).max().unwrap_or(0)
     }
 
     /// Tokens of all windows.
     pub fn tokens(&self) -> usize {
-        self.windows.len() * self.length
+        self.windows.iter().map(Vec::len).sum()
     }
 
     /// Windows that go through a block together.
-    pub fn batches(&self) -> impl ExactSizeIterator<Item = &'a [Vec<u32>]> + 'a {
-        self.windows.chunks(self.batch)
+    pub fn batches(&self) -> impl Iterator<Item = &'a [Vec<u32>]> + use<'a> {
+        self.windows
+            .chunk_by(|a, b| a.len() == b.len())
+            .filter(|equal| !equal[0].is_empty())
+            .flat_map(|equal| equal.chunks((CHUNK_TOKENS / equal[0].len()).max(1)))
+    }
+}
+
+/// What all layers of a pass share, for windows without padding of each length.
+#[derive(Debug)]
+pub(crate) struct Frames<'a> {
+    config: &'a DecoderConfig,
+    device: &'a Device,
+    known: BTreeMap<usize, Frame>,
+}
+
+impl<'a> Frames<'a> {
+    pub(crate) fn new(config: &'a DecoderConfig, device: &'a Device) -> Self {
+        Self { config, device, known: BTreeMap::new() }
+    }
+
+    /// The frame of a batch `[windows, length, d_model]`.
+    pub(crate) fn of(&mut self, batch: &Tensor<3>) -> &Frame {
+        let length = batch.dims()[1];
+        let made = || frame(self.config, &Padding::none(1), length, self.device);
+        self.known.entry(length).or_insert_with(made)
     }
 }
 
@@ -148,8 +168,7 @@ pub fn sweep<S: WeightSource>(
     mut finish: impl FnMut(usize) -> Result<(), Error>,
 ) -> Result<Vec<Stream>, Error> {
     let config = source.config();
-    // Windows have no padding and one length, so every batch and layer shares one frame.
-    let frame = frame(config, &Padding::none(1), windows.length(), device);
+    let mut frames = Frames::new(config, device);
     let mut stream = Stream::embed(source, windows, device, scratch)?;
     let mut kept = Vec::new();
     for layer in 0..config.n_layers() {
@@ -160,7 +179,8 @@ pub fn sweep<S: WeightSource>(
             let h = block.attention_input(x.clone());
             visit(layer, &block, h.clone())?;
             if keep == Keep::Boundaries || layer + 1 < config.n_layers() {
-                let after = block.forward_from(x, h, &frame, layer, &mut Memory::of_pass(config));
+                let frame = frames.of(&x);
+                let after = block.forward_from(x, h, frame, layer, &mut Memory::of_pass(config));
                 next.push(StoredTensor::keep(scratch, after)?);
             }
         }

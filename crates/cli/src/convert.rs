@@ -1,11 +1,12 @@
 //! The conversion from folder to folder: handlers → calib → handlers.
 
-use calib::{Conversion, Goal, Method, Objective, Plan, Scratch, Search, Text, Width};
+use calib::{Conversion, Goal, Method, Objective, Plan, Scratch, Search, Width};
 use handlers::{Dtype, FolderLayout, FolderPlan, MlaSection, Model, Output, Written, write_folder};
 use mla_core::{CacheDtype, Patch, WeightSource};
 
 use crate::calibration::Calibration;
-use crate::record::{CARD, RECORD, card, measured, record};
+use crate::kept::Store;
+use crate::record::{CARD, RECORD, Reported, card, measured, record};
 use crate::session::{Opened, Session};
 
 /// Weight files above this are cut into shards.
@@ -36,26 +37,28 @@ pub struct Request {
 /// When a plan does not fit the model, or calibration fails.
 pub fn factors(
     session: &Session,
-    donor: &Model,
+    opened: &Opened,
     request: &Request,
     calibration: Option<&Calibration>,
+    store: &Store,
     scratch: &Scratch,
 ) -> anyhow::Result<Conversion> {
     let text = calibration.map(Calibration::text);
+    let (donor, plans, options, device) = (&opened.model, &request.plans, &request.options, &session.device);
+    let found = store.statistics(session, opened, plans, text, options, scratch)?;
     let mut phases = session.ui.phases();
-    let (plans, options, device) = (&request.plans, &request.options, &session.device);
     if let (Some(goal), Some(text)) = (request.goal, text) {
-        let found = calib::statistics(donor, plans, Some(text), options, device, scratch, &mut phases)?;
         let search = Search { base: plans, dtypes: &request.dtypes, goal };
-        return Ok(calib::search(donor, &found, search, text.held_back, device, &mut phases)?);
+        let conversion = calib::search(donor, &found, search, text.select, device, &mut phases)?;
+        return Ok(calib::report(donor, conversion, text.report, device, scratch, &mut phases)?);
     }
-    let conversion = calib::convert(donor, plans, text, options, device, scratch, &mut phases)?;
-    match text {
-        Some(text) if request.sequential => {
-            Ok(calib::correct(donor, conversion, text, options.sink, device, scratch, &mut phases)?)
-        }
-        _ => Ok(conversion),
+    let select = text.map_or(&[][..], |text| text.select);
+    let mut conversion = calib::choose(donor, &found, plans, select, device, &mut phases)?;
+    let Some(text) = text else { return Ok(conversion) };
+    if request.sequential {
+        conversion = calib::correct(donor, conversion, text, options.sink, device, scratch, &mut phases)?;
     }
+    Ok(calib::report(donor, conversion, text.report, device, scratch, &mut phases)?)
 }
 
 /// Converts by xkv, and measures `separate` at the same cache bytes beside it: its KL to the donor, where text is held back.
@@ -64,21 +67,22 @@ pub fn factors(
 /// As [`factors`].
 pub fn xkv_and_separate(
     session: &Session,
-    donor: &Model,
+    opened: &Opened,
     request: &Request,
     calibration: &Calibration,
+    store: &Store,
     scratch: &Scratch,
 ) -> anyhow::Result<(Conversion, Option<f64>)> {
     let text = calibration.text();
+    let (donor, options, device) = (&opened.model, &request.options, &session.device);
+    let found = store.statistics(session, opened, &request.plans, Some(text), options, scratch)?;
     let mut phases = session.ui.phases();
-    let (options, device) = (&request.options, &session.device);
-    let found = calib::statistics(donor, &request.plans, Some(text), options, device, scratch, &mut phases)?;
-    let mut choose =
-        |plans: &[Plan]| calib::choose(donor, &found, plans, text.held_back, device, &mut phases);
+    let mut choose = |plans: &[Plan]| calib::choose(donor, &found, plans, text.select, device, &mut phases);
     let conversion = choose(&request.plans)?;
     let width = Width::Ratio(ratio(&conversion));
-    let instead = choose(&[Plan { method: Method::Separate, width, ..conversion.plan }])?;
-    Ok((conversion, instead.kl()))
+    let instead = choose(&[Plan { method: Method::Separate, width, ..conversion.plan }])?.selection_kl();
+    let conversion = calib::report(donor, conversion, text.report, device, scratch, &mut phases)?;
+    Ok((conversion, instead))
 }
 
 /// What a plan minimises, as folders and tables name it: `mse` without text is the error of the weights alone.
@@ -117,7 +121,8 @@ pub fn write(
         Method::Separate | Method::Joint => {}
     }
     let record = record(donor, request, calibration, conversion)?;
-    let card = card(&record, config, donor.model.folder(), &measured(conversion))?;
+    let reported = calibration.and_then(|text| Reported::of(conversion, text));
+    let card = card(&record, config, donor.model.folder(), &measured(conversion, reported.as_ref()))?;
     let plan = FolderPlan {
         donor: &donor.model,
         section,
@@ -145,13 +150,6 @@ pub fn write_shown(session: &Session, plan: &dyn FolderLayout, output: Output) -
         task.finish();
     }
     Ok(written)
-}
-
-impl Calibration {
-    /// The windows as the library takes them.
-    pub fn text(&self) -> Text<'_> {
-        Text { fit: &self.windows, held_back: &self.held_back }
-    }
 }
 
 /// The donor's cache over the converted one's.

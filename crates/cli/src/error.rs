@@ -46,12 +46,42 @@ pub enum UserError {
         flag: &'static str,
     },
     /// Calibration text shorter than one window.
-    #[error("the calibration text has {tokens} tokens, fewer than one window of {length}")]
+    #[error("the calibration text {name} has {tokens} tokens, fewer than one window of {length}")]
     CalibrationTooShort {
+        /// Its name.
+        name: String,
         /// Tokens of the text.
         tokens: usize,
         /// Tokens a window.
         length: usize,
+    },
+    /// A source of the calibration text of which no window is read.
+    #[error("the calibration source {name} has no share of {windows} windows")]
+    EmptyShare {
+        /// Its name.
+        name: String,
+        /// Windows of all sources.
+        windows: usize,
+    },
+    /// A model that ends every document that it is to write at once.
+    #[error("the model writes no text to calibrate on: {tokens} tokens in {documents} documents")]
+    SampledNothing {
+        /// Documents that it wrote.
+        documents: usize,
+        /// Their tokens.
+        tokens: usize,
+    },
+    /// A model that writes one token for ever.
+    #[error(
+        "the model writes no text to calibrate on: {documents} of {of} documents repeat one token, the first {token}"
+    )]
+    SampledOneToken {
+        /// The token of the first of them.
+        token: u32,
+        /// Such documents.
+        documents: usize,
+        /// All documents.
+        of: usize,
     },
     /// A token of the calibration text that the model has no embedding for.
     #[error("the calibration text has token {token}, outside the model's vocabulary of {vocab_size}")]
@@ -231,6 +261,12 @@ impl UserError {
             }
             UserError::CalibrationTooShort { .. } => {
                 "give more text (--calibration FILE), or shorten --max-calibration-length".into()
+            }
+            UserError::EmptyShare { .. } => {
+                "raise --num-calibration-samples or its share (--calibration-shares), or leave it out".into()
+            }
+            UserError::SampledNothing { .. } | UserError::SampledOneToken { .. } => {
+                "is it a whole, trained model? --calibration builtin, or FILE, takes text that is there".into()
             }
             UserError::CalibrationToken { .. } => {
                 "the tokenizer does not belong to this model: take tokenizer.json from the model's own folder"

@@ -6,10 +6,10 @@ use std::time::Instant;
 use burn::tensor::{Device, Distribution, Tensor};
 use calib::{Options, Plan, Prediction, Speed, TextSize, predict};
 use handlers::Model;
-use mla_core::{DecoderConfig, WeightSource};
+use mla_core::WeightSource;
 use serde_json::{Value, json};
 
-use crate::args::CalibrationArgs;
+use crate::calibration::Mixture;
 use crate::convert::Request;
 use crate::error::UserError;
 use crate::machine::{disk_available, memory_available};
@@ -31,13 +31,13 @@ pub fn forecast(
     session: &Session,
     donor: &Model,
     request: &Request,
-    calibration: &CalibrationArgs,
+    calibration: Option<&Mixture>,
     scratch_memory: u64,
     folder: &Path,
 ) -> Forecast {
     let config = donor.config();
     let speed = speed(&session.device, config.d_model);
-    let text = text_size(calibration, config);
+    let text = calibration.map(text_size);
     let prediction = predict(config, &request.plans, text, &request.options, scratch_memory, speed);
     Forecast {
         task: "the conversion",
@@ -53,7 +53,7 @@ pub fn comparison(
     donor: &Model,
     plans: &[Plan],
     options: &Options,
-    calibration: &CalibrationArgs,
+    calibration: Option<&Mixture>,
     scratch_memory: u64,
     folder: &Path,
 ) -> Forecast {
@@ -61,20 +61,22 @@ pub fn comparison(
     let speed = Speed { flops: f64::INFINITY, weights: f64::INFINITY };
     Forecast {
         task: "the comparison",
-        prediction: predict(config, plans, text_size(calibration, config), options, scratch_memory, speed),
+        prediction: predict(config, plans, calibration.map(text_size), options, scratch_memory, speed),
         output_bytes: 0,
         memory_available: memory_available(),
         disk_available: disk_available(folder),
     }
 }
 
-fn text_size(calibration: &CalibrationArgs, config: &DecoderConfig) -> Option<TextSize> {
-    let windows = calibration.num_calibration_samples;
-    (!calibration.no_calibration).then_some(TextSize {
-        windows,
-        held_back: crate::calibration::held_back(windows),
-        length: calibration.max_calibration_length.min(config.max_positions),
-    })
+fn text_size(calibration: &Mixture) -> TextSize {
+    let counts = calibration.counts();
+    TextSize {
+        windows: counts.fit,
+        select: counts.select,
+        report: counts.report,
+        length: calibration.length,
+        sampled: calibration.sampled_windows(),
+    }
 }
 
 impl Forecast {

@@ -10,6 +10,7 @@ pub mod error;
 mod footprint;
 mod forecast;
 pub mod interrupt;
+pub mod kept;
 mod machine;
 pub mod panics;
 pub mod plans;

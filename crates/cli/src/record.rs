@@ -2,19 +2,18 @@
 
 mod card;
 mod file;
+mod reported;
 
 pub use card::{CARD, Measured, card};
 pub use file::{Donor, RECORD, Record};
-
-use std::path::Path;
+pub use reported::Reported;
 
 use calib::{Conversion, Goal, LayerReport, Objective, Trial, Width};
-use handlers::Model;
 use mla_core::{CacheDtype, DecoderConfig, Patch};
 use serde_json::{Value, json};
 use train::eval::TokenBytes;
 
-use crate::calibration::{Calibration, hex};
+use crate::calibration::Calibration;
 use crate::convert::{Request, objective};
 use crate::report;
 use crate::session::Opened;
@@ -34,11 +33,16 @@ pub fn record(
     let text = calibration.map(|c| {
         json!({
             "source": c.source,
-            "text_sha256": c.text_sha256,
-            "samples": c.windows.len(),
-            "length": c.windows.first().map_or(0, Vec::len),
+            "text_sha256": c.text_sha256(),
+            "samples": c.fit.len(),
+            "length": c.fit.iter().map(Vec::len).max(),
             "tokens": conversion.tokens,
-            "held_back_tokens": conversion.held_back_tokens,
+            "selection_tokens": conversion.selection_tokens,
+            "kinds": c.kinds.iter().map(|kind| json!({
+                "name": kind.name,
+                "samples": kind.counts.fit,
+                "text_sha256": kind.text_sha256,
+            })).collect::<Vec<_>>(),
         })
     });
     let asked = match (request.goal, plan.width) {
@@ -49,7 +53,7 @@ pub fn record(
     };
     Ok(Record {
         shrink_version: env!("CARGO_PKG_VERSION").into(),
-        donor: Some(Donor { name: donor.name(), weights_sha256: weights_sha256(&donor.model)? }),
+        donor: Some(Donor { name: donor.name(), weights_sha256: donor.weights_sha256()?.into() }),
         method: Some(plan.method.name().into()),
         parameters: json!(plan.method),
         objective: Some(objective.into()),
@@ -68,6 +72,7 @@ pub fn record(
         calibration: json!(text),
         sequential: conversion.is_corrected(),
         trials: trials(conversion),
+        reported: calibration.and_then(|text| Reported::of(conversion, text)),
         layers: Some(conversion.layers.clone()),
         training: None,
         other: serde_json::Map::new(),
@@ -137,36 +142,9 @@ pub fn energy(layers: &[LayerReport]) -> [f64; 2] {
     [mean(LayerReport::key_energy), mean(LayerReport::value_energy)]
 }
 
-/// SHA-256 over the weight files in their order.
-fn weights_sha256(model: &Model) -> anyhow::Result<String> {
-    use sha2::Digest;
-    let mut digest = sha2::Sha256::new();
-    for path in model.checkpoint().files() {
-        let read = |path: &Path, digest: &mut sha2::Sha256| -> std::io::Result<()> {
-            let mut file = std::fs::File::open(path)?;
-            let mut buffer = vec![0; 1 << 20];
-            loop {
-                match std::io::Read::read(&mut file, &mut buffer)? {
-                    0 => return Ok(()),
-                    n => digest.update(&buffer[..n]),
-                }
-            }
-        };
-        read(path, &mut digest).map_err(|source| handlers::Error::Io {
-            action: "read",
-            path: path.into(),
-            source,
-        })?;
-    }
-    Ok(hex(&digest.finalize()))
-}
-
 /// What a conversion measured, for its card.
-pub fn measured(conversion: &Conversion) -> Vec<Measured> {
-    let kl = conversion.kl().map(|kl| {
-        let what = format!("KL to the base model on {} held-back tokens", conversion.held_back_tokens);
-        (what, format!("{kl:.4} nats a token"))
-    });
+pub fn measured(conversion: &Conversion, reported: Option<&Reported>) -> Vec<Measured> {
+    let kl = reported.map_or_else(Vec::new, Reported::rows);
     let [k, v] = energy(&conversion.layers).map(|part| 100.0 * part);
     let energy = ("energy kept, mean of layers".to_owned(), format!("K {k:.2}%, V {v:.2}%"));
     kl.into_iter().chain([energy]).collect()

@@ -1,6 +1,7 @@
 //! What every command needs: a device, the known families, somewhere to show progress and to print.
 
-use std::io::Write;
+use std::cell::OnceCell;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -10,8 +11,10 @@ use handlers::hub::{Hub, ModelFolder, Need};
 use handlers::{MlaSection, Model, Registry, Tokenizer, read_config};
 use mla_core::{Decoder, DecoderConfig, Patch, SourceError, WeightSource};
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use crate::args::{CacheArgs, CacheDtype, Global};
+use crate::calibration::hex;
 use crate::corpus::{self, Documents, Tokens};
 use crate::error::UserError;
 use crate::shorter::shorter;
@@ -38,6 +41,7 @@ pub struct Opened {
     pub model: Model,
     /// What stands in the place of its latent matrices, where its latents are cut short.
     pub shorter: Option<Factors>,
+    weights_sha256: OnceCell<String>,
 }
 
 impl Opened {
@@ -54,6 +58,29 @@ impl Opened {
                 .display()
                 .to_string(),
         }
+    }
+
+    /// SHA-256 over the weight files in their order, in hex.
+    ///
+    /// # Errors
+    /// When one cannot be read.
+    pub fn weights_sha256(&self) -> Result<&str, handlers::Error> {
+        if let Some(known) = self.weights_sha256.get() {
+            return Ok(known);
+        }
+        let mut digest = Sha256::new();
+        let mut buffer = vec![0; 1 << 20];
+        for path in self.model.checkpoint().files() {
+            let failed = |source| handlers::Error::Io { action: "read", path: path.to_path_buf(), source };
+            let mut file = std::fs::File::open(path).map_err(failed)?;
+            loop {
+                match file.read(&mut buffer).map_err(failed)? {
+                    0 => break,
+                    n => digest.update(&buffer[..n]),
+                }
+            }
+        }
+        Ok(self.weights_sha256.get_or_init(|| hex(&digest.finalize())))
     }
 
     /// A short name for people.
@@ -129,7 +156,7 @@ impl Session {
         if let [first, ..] = model.unused() {
             self.ui.note(&format!("note: {} tensor(s) not used, the first is {first}", model.unused().len()));
         }
-        Ok(Opened { found, model, shorter: None })
+        Ok(Opened { found, model, shorter: None, weights_sha256: OnceCell::new() })
     }
 
     /// As [`open`](Self::open), to be run with a cache as asked for.

@@ -29,7 +29,7 @@ const CASES: [(&str, u64, &[&str]); 2] = [
             "--objective",
             "fisher",
             "--calibration",
-            "builtin",
+            "builtin:prose",
             "--num-calibration-samples",
             "4",
             "--max-calibration-length",

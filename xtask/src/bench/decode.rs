@@ -299,7 +299,7 @@ impl Folders {
             Subject::Gpt2 => None,
             Subject::Smollm2 => {
                 let folder = shrink.scratch().join(format!("{model:?}-deepseek"));
-                let line = "convert --method deepseek --layout deepseek --d-rope 64 --compression-ratio 2 --calibration builtin \
+                let line = "convert --method deepseek --layout deepseek --d-rope 64 --compression-ratio 2 --calibration builtin:prose \
                             --num-calibration-samples 4 --max-calibration-length 128 --output";
                 let args = line.split_whitespace().map(OsString::from);
                 let more = [folder.clone().into(), donor.clone().into()];

@@ -9,10 +9,8 @@ use std::collections::BTreeMap;
 
 use burn::tensor::{Device, Tensor};
 use mla_core::attention::{Keys, latent_input};
-use mla_core::decoder::{AttentionKind, Serves, frame};
-use mla_core::{
-    Attention, Block, CacheDtype, DecoderConfig, LayerSlot, Memory, Padding, Patch, WeightSource,
-};
+use mla_core::decoder::{AttentionKind, Serves};
+use mla_core::{Attention, Block, CacheDtype, DecoderConfig, LayerSlot, Memory, Patch, WeightSource};
 
 use super::cascade::Writer;
 use crate::error::Error;
@@ -21,7 +19,7 @@ use crate::linalg::{Mat64, add_cross, qr, solve};
 use crate::metric::Metric;
 use crate::scratch::{Scratch, Stored};
 use crate::statistics::{stacked, weigh_first};
-use crate::sweep::{Observer, StoredTensor, Stream, Windows, host, widen};
+use crate::sweep::{Frames, Observer, StoredTensor, Stream, Windows, host, widen};
 
 /// Share of the mean diagonal added to `E[z̃ z̃ᵀ]`.
 const RIDGE: f64 = 1e-6;
@@ -49,7 +47,7 @@ pub fn refit<S: WeightSource>(
         return Err(Error::SharedKey { why: "keys beside a shared one stand for no keys of the donor's" });
     }
     let windows = Windows::new(windows);
-    let frame = frame(donor, &Padding::none(1), windows.length(), device);
+    let mut frames = Frames::new(donor, device);
     let mut theirs = Stream::embed(source, windows, device, scratch)?;
     let mut ours = Stream::embed(source, windows, device, scratch)?;
     let mut memories: Vec<Memory<'static>> =
@@ -83,10 +81,11 @@ pub fn refit<S: WeightSource>(
         let (mut after_theirs, mut after_ours) = (Vec::new(), Vec::new());
         for (batch, memory) in memories.iter_mut().enumerate() {
             let x = theirs.batch(batch, device)?;
-            let x = block.forward(x, &frame, layer, &mut Memory::of_pass(donor));
+            let frame = frames.of(&x);
+            let x = block.forward(x, frame, layer, &mut Memory::of_pass(donor));
             after_theirs.push(StoredTensor::keep(scratch, x)?);
             let x = ours.batch(batch, device)?;
-            let attended = attention.forward(block.attention_input(x.clone()), &frame, layer, memory);
+            let attended = attention.forward(block.attention_input(x.clone()), frame, layer, memory);
             after_ours.push(StoredTensor::keep(scratch, block.after_attention(x, attended))?);
         }
         (theirs, ours) = (Stream::from_batches(after_theirs), Stream::from_batches(after_ours));

@@ -35,29 +35,29 @@ pub(super) struct Text<'a> {
 #[derive(Debug)]
 pub(crate) struct SharedStatistics {
     /// A rotary embedding that the donor has not got.
-    rope: Option<RopeConfig>,
-    layers: Vec<SharedLayer>,
+    pub(super) rope: Option<RopeConfig>,
+    pub(super) layers: Vec<SharedLayer>,
 }
 
 #[derive(Debug)]
-struct SharedLayer {
+pub(super) struct SharedLayer {
     /// `None` for a layer that rotates nothing.
-    key: Option<KeptKey>,
+    pub(super) key: Option<KeptKey>,
     /// `E[y yᵀ]` for `y = [K̃; V]`.
-    moment: StoredMatrix,
+    pub(super) moment: StoredMatrix,
     /// What each window's first token adds to it, as rows `[windows, 2 · d_kv]`.
-    firsts: Stored<f64>,
-    fisher: Fisher,
+    pub(super) firsts: Stored<f64>,
+    pub(super) fisher: Fisher,
 }
 
 #[derive(Debug)]
-struct KeptKey {
-    config: SharedKeyConfig,
-    down: StoredMatrix,
-    up: StoredMatrix,
-    rest: StoredMatrix,
-    lost: f64,
-    noise: f64,
+pub(super) struct KeptKey {
+    pub(super) config: SharedKeyConfig,
+    pub(super) down: StoredMatrix,
+    pub(super) up: StoredMatrix,
+    pub(super) rest: StoredMatrix,
+    pub(super) lost: f64,
+    pub(super) noise: f64,
 }
 
 impl KeptKey {
@@ -86,7 +86,7 @@ impl SharedStatistics {
         let (scratch, n_layers) = (donor.scratch(), donor.config().n_layers());
         let some = spread(windows, options.windows);
         let windows = Windows::new(&some);
-        let (rope, keys) = choose(source, donor, method, windows.length(), device)?;
+        let (rope, keys) = choose(source, donor, method, windows.longest(), device)?;
         let whole = whole(source, donor.config(), rope.as_ref(), &keys, scratch, device)?;
         let model = whole.over(source);
         observer.phase("forward with the shared key", n_layers);
@@ -240,8 +240,7 @@ fn choose<S: WeightSource>(
         KeyLayout::Deepseek => {
             let rope = config.rope(0).expect("the plan was checked");
             let series = |stride: f64| {
-                let theta = rope.theta.powf(stride * method.d_rope as f64 / rope.d_rotary as f64);
-                RopeConfig { scaling: RopeScaling::None, ..RopeConfig::plain(theta, method.d_rope) }
+                series(rope.theta.powf(stride * method.d_rope as f64 / rope.d_rotary as f64), method.d_rope)
             };
             let assign = |series: &RopeConfig| -> Vec<Vec<Chosen>> {
                 let frequencies = series.frequencies(length);
@@ -269,6 +268,11 @@ fn choose<S: WeightSource>(
             Ok((Some(series), keys))
         }
     }
+}
+
+/// The rotary embedding of a shared key that turns by one series of frequencies.
+pub(super) fn series(theta: f64, d_rope: usize) -> RopeConfig {
+    RopeConfig { scaling: RopeScaling::None, ..RopeConfig::plain(theta, d_rope) }
 }
 
 /// How many pairs each layer's shared key has, of `mean` a layer that rotates: those that lose most in all layers together, and

@@ -101,11 +101,11 @@ proptest! {
             })
             .filter(|plan| plan.check(model.config()).is_ok())
             .collect();
-        let text = Some(Text { fit: &fitted, held_back: &held_back });
+        let text = Some(Text { fit: &fitted, select: &held_back, report: &[] });
         let found = convert(&model, &plans, text, &Options::default(), &device(), &scratch(), &mut ());
         let found = found.expect("a conversion");
         prop_assert_eq!(found.trials.len(), plans.len());
-        prop_assert_eq!((found.tokens, found.held_back_tokens), (WINDOWS * LENGTH, 4 * LENGTH));
+        prop_assert_eq!((found.tokens, found.selection_tokens), (WINDOWS * LENGTH, 4 * LENGTH));
         let kl = |i: usize| found.trials[i].kl.expect("it was measured");
         let least = (0..plans.len()).map(kl).fold(f64::INFINITY, f64::min);
         prop_assert!(kl(found.chosen) <= least + AS_GOOD);
@@ -127,11 +127,11 @@ fn without_held_back_text_the_first_plan_is_taken_unmeasured() {
     let sizes = of(Style::Rotary, 3, 2);
     let fitted = sizes.text(WINDOWS, LENGTH, 1);
     let plans = [Method::Joint, Method::Separate].map(|m| plan(m, Objective::Mse, Ranks::Uniform, 2.0));
-    for text in [None, Some(Text { fit: &fitted, held_back: &[] })] {
+    for text in [None, Some(Text { fit: &fitted, select: &[], report: &[] })] {
         let found =
             convert(&sizes.model(), &plans, text, &Options::default(), &device(), &scratch(), &mut ());
         let found = found.expect("a conversion");
-        assert_eq!((found.plan, found.trials.len(), found.held_back_tokens), (plans[0], 1, 0));
+        assert_eq!((found.plan, found.trials.len(), found.selection_tokens), (plans[0], 1, 0));
         assert!(found.trials[0].kl.is_none() && found.layers.iter().all(|layer| layer.measured.is_none()));
     }
 }

@@ -7,9 +7,13 @@ use super::ranges;
 /// Where calibration text comes from.
 #[derive(Clone, Debug, Args)]
 pub struct CalibrationArgs {
-    /// Text files (.txt, .jsonl, .parquet), a hub dataset, or `builtin`
-    #[arg(long, num_args = 1.., value_name = "SOURCE", default_value = "wikitext", conflicts_with = "no_calibration")]
+    /// Text files (.txt, .jsonl, .parquet), hub datasets, `builtin` (or one kind of it, builtin:code), and `self` or self:TOKENS,
+    /// which the model writes itself [default: builtin self]
+    #[arg(long, num_args = 1.., value_name = "SOURCE", conflicts_with = "no_calibration")]
     pub calibration: Vec<String>,
+    /// Share of the windows that each source has, one number a source [default: the same]
+    #[arg(long, value_delimiter = ',', value_name = "SHARES", requires = "calibration", value_parser = ranges::part())]
+    pub calibration_shares: Vec<f64>,
     /// Subset of a hub dataset [default: wikitext-2-raw-v1 of wikitext, default of any other]
     #[arg(long, value_name = "NAME")]
     pub calibration_subset: Option<String>,
@@ -90,6 +94,10 @@ pub struct StatisticsArgs {
     /// [default: 0.6]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, conflicts_with = "no_calibration", value_parser = ranges::weight())]
     pub sink_weight: Option<f64>,
+    /// GiB of the cache folder ($SHRINK_CACHE, else shrink in the user's) that statistics and sampled text may take, to be taken
+    /// up again by the next conversion of the same donor and text; 0 keeps none
+    #[arg(long, default_value_t = 8.0, value_name = "GIB", allow_negative_numbers = true, env = "SHRINK_KEEP_STATISTICS", value_parser = ranges::gib())]
+    pub keep_statistics: f64,
 }
 
 /// What a cascade layer's own latent is fitted to.

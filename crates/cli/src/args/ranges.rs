@@ -56,6 +56,11 @@ pub fn draws() -> RangedU64ValueParser<usize> {
     (1..=ROUNDS).into()
 }
 
+/// A part of a mixture, in any unit.
+pub fn part() -> impl Number {
+    number(f64::MIN_POSITIVE..=1e6)
+}
+
 /// A donor's cache over the new one's; the model bounds it from above.
 pub fn ratio() -> impl Number {
     number(1.0..=f64::MAX)

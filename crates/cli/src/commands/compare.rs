@@ -7,10 +7,12 @@ use serde_json::{Value, json};
 use train::eval::{Pass, Windowing, perplexity};
 
 use crate::args::{CompareArgs, Objective};
+use crate::calibration::{Calibration, Mixture};
 use crate::footprint::Footprint;
+use crate::kept::Store;
 use crate::report::table;
 use crate::session::{Session, source_error};
-use crate::{calibration, convert, forecast, plans};
+use crate::{convert, forecast, plans};
 
 /// Text to measure on.
 struct Text {
@@ -36,8 +38,9 @@ pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
     let donor = session.open(&args.model)?;
     let config = donor.model.config();
     let plans = every_plan(args, calibrated, config)?;
+    let mixture = Mixture::of(session, &args.calibration, &donor.model, args.guard.overcommit)?;
     if !args.guard.overcommit {
-        let (text, folder) = (&args.calibration, std::env::temp_dir());
+        let (text, folder) = (mixture.as_ref(), std::env::temp_dir());
         forecast::comparison(&donor.model, &plans, &options, text, scratch_bytes, &folder).check()?;
     }
     let length = args.max_length.min(config.max_positions);
@@ -56,17 +59,19 @@ pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
         texts.push(Text { name, donor: measure(&decoder, &tokens)?.perplexity, tokens });
     }
     drop(decoder);
-    let calibration = calibration::load(session, &args.calibration, &donor.model)?;
+    let store = Store::new(args.statistics.keep_statistics);
+    let calibration = match &mixture {
+        Some(mixture) => Some(mixture.load(session, &args.calibration, &donor, &store, args.seed)?),
+        None => None,
+    };
     let device = &session.device;
-    let text = calibration.as_ref().map(calibration::Calibration::text);
-    let mut phases = session.ui.phases();
-    let statistics = calib::statistics(&donor.model, &plans, text, &options, device, &scratch, &mut phases)?;
-    drop(phases);
-    let held_back = text.filter(|_| args.measure_kl).map_or(&[][..], |text| text.held_back);
+    let text = calibration.as_ref().map(Calibration::text);
+    let statistics = store.statistics(session, &donor, &plans, text, &options, &scratch)?;
+    let select = text.filter(|_| args.measure_kl).map_or(&[][..], |text| text.select);
     let mut task = session.ui.task("comparing", plans.len() as u64);
     let mut lines = Vec::with_capacity(plans.len());
     for (done, &plan) in plans.iter().enumerate() {
-        let found = calib::choose(&donor.model, &statistics, &[plan], held_back, device, &mut ())?;
+        let found = calib::choose(&donor.model, &statistics, &[plan], select, device, &mut ())?;
         let factors = match text {
             Some(text) if args.sequential => {
                 let (model, sink) = (&donor.model, options.sink);

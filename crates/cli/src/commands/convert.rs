@@ -2,15 +2,17 @@
 
 use std::path::PathBuf;
 
-use calib::{Conversion, Scratch, Width};
+use calib::{Conversion, Goal, Scratch, Width};
 use handlers::{Existing, Output, Written, beyond_deepseek};
 use mla_core::{DecoderConfig, Patch, WeightSource};
 use serde_json::json;
 use train::eval::cache_sizes;
 
 use crate::args::{CacheDtype, ConvertArgs, Method, Objective};
-use crate::calibration::Calibration;
+use crate::calibration::{Calibration, Mixture};
 use crate::error::UserError;
+use crate::kept::Store;
+use crate::record::Reported;
 use crate::session::Session;
 use crate::{calibration, convert, forecast, plans, record, report};
 
@@ -101,9 +103,10 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
             "note: cascade is left out: what layers with a window cache would have to be kept for layers without one",
         );
     }
+    let mixture = Mixture::of(session, &args.calibration, &donor.model, args.overcommit)?;
     let forecast_of = |request: &convert::Request| {
-        let (donor, text) = (&donor.model, &args.calibration);
-        forecast::forecast(session, donor, request, text, scratch_bytes, beside(&args.output))
+        let text = mixture.as_ref();
+        forecast::forecast(session, &donor.model, request, text, scratch_bytes, beside(&args.output))
     };
     let mut forecast = forecast_of(&request);
     if args.method.method == Method::Auto
@@ -127,13 +130,17 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     let texts = args.calibration.calibration.iter().filter(|source| calibration::is_file(source));
     let texts: Vec<PathBuf> = texts.map(PathBuf::from).collect();
     let output = Output::prepare_beside(&args.output, existing, donor.model.folder(), &texts)?;
-    let calibration = calibration::load(session, &args.calibration, &donor.model)?;
+    let store = Store::new(args.method.statistics.keep_statistics);
+    let calibration = match &mixture {
+        Some(mixture) => Some(mixture.load(session, &args.calibration, &donor, &store, args.seed)?),
+        None => None,
+    };
     let scratch = Scratch::new(scratch_bytes, beside(&args.output));
     let (conversion, separate) = match (args.method.method, &calibration) {
         (Method::Xkv, Some(text)) if goal.is_none() => {
-            convert::xkv_and_separate(session, &donor.model, &request, text, &scratch)?
+            convert::xkv_and_separate(session, &donor, &request, text, &store, &scratch)?
         }
-        _ => (convert::factors(session, &donor.model, &request, calibration.as_ref(), &scratch)?, None),
+        _ => (convert::factors(session, &donor, &request, calibration.as_ref(), &store, &scratch)?, None),
     };
     if goal.is_none() {
         note_rounding(session, width, convert::ratio(&conversion));
@@ -145,10 +152,19 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
         let verdict = if conversion.is_corrected() { "kept" } else { "not kept" };
         session.ui.note(&format!("sequential correction: KL {kl:.4}, {verdict}"));
     }
-    if let (Some(xkv), Some(separate)) = (conversion.kl(), separate) {
+    if let (Some(xkv), Some(separate)) = (conversion.selection_kl(), separate) {
         session.ui.note(&format!(
             "note: xkv shares W_up among layers, which saves weights and no cache; at the same cache bytes separate has KL \
              {separate:.4} to the donor, xkv {xkv:.4}"
+        ));
+    }
+    if let (Some(Goal::Divergence(most)), Some(reported)) =
+        (goal, calibration.as_ref().and_then(|text| Reported::of(&conversion, text)))
+        && reported.kl > most
+    {
+        session.ui.note(&format!(
+            "note: {most:.4} nats a token were asked for; on text by which nothing was chosen it is {}",
+            reported.kl_text()
         ));
     }
     let written = convert::write(session, &donor, &request, calibration.as_ref(), &conversion, output)?;
@@ -186,7 +202,7 @@ fn report(
     let (a_token, dtype) = record::token_bytes(config);
     let size = cache_sizes(&a_token, &[4096], 1)[0];
     let objective = convert::objective(&conversion.plan, calibration.is_some());
-    let kl = conversion.kl();
+    let reported = calibration.and_then(|text| Reported::of(conversion, text));
     let object = json!({
         "output": args.output.display().to_string(),
         "method": conversion.plan.method.name(),
@@ -199,8 +215,10 @@ fn report(
         "cache_dtype": config.cache_dtype.name(),
         "cache_ratio": calib::cache_ratio(config),
         "calibration_tokens": conversion.tokens,
-        "held_back_tokens": conversion.held_back_tokens,
-        "kl": kl,
+        "selection_tokens": conversion.selection_tokens,
+        "selection_kl": conversion.selection_kl(),
+        "kl": reported.as_ref().map(|reported| reported.kl),
+        "reported": reported,
         "sequential": conversion.is_corrected(),
         "corrected_kl": conversion.corrected_kl,
         "trials": record::trials(conversion),
@@ -209,13 +227,7 @@ fn report(
         "weight_bytes": written.weight_bytes,
         "tensors": written.tensors,
     });
-    let measured = match kl {
-        Some(kl) => format!(
-            "KL to the donor on {} held-back tokens: {kl:.4} nats a token\n",
-            conversion.held_back_tokens
-        ),
-        None => String::new(),
-    };
+    let measured = reported.map_or_else(String::new, |reported| reported.text());
     let text = format!(
         "{out}: {method}, {objective}, {ranks} ranks\n\
          {n} layers, {widths}, cache {ratio:.2}x smaller\n\

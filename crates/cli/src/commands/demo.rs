@@ -11,7 +11,7 @@ use serde_json::json;
 use train::eval::{Pass, Windowing, compare};
 
 use crate::args::DemoArgs;
-use crate::calibration::{BUILTIN, Calibration, split};
+use crate::calibration::{Calibration, Counts, builtin, split};
 use crate::report::{bytes, table};
 use crate::session::{Session, source_error};
 
@@ -66,9 +66,9 @@ pub fn run(session: &Session, args: &DemoArgs) -> anyhow::Result<()> {
     let donor = Model::open(folder.path(), &session.registry)?;
     let tokenizer = Tokenizer::open(folder.path())?;
     let text = tokenizer.encode(HELDOUT)?;
-    let (windows, held_back) = split(&tokenizer.encode(BUILTIN)?, WINDOW, CALIBRATION_WINDOWS);
-    let calibration =
-        Calibration { windows, held_back, source: "builtin".into(), text_sha256: String::new() };
+    let counts = Counts { fit: CALIBRATION_WINDOWS, select: 0, report: 0 };
+    let prose = tokenizer.encode(builtin::KINDS[0].1)?;
+    let calibration = Calibration::of_one("builtin:prose", split(&prose, WINDOW, counts));
     let donor_decoder = session.load(&donor)?;
 
     let bench = Bench { session, tokenizer: &tokenizer, text: &text, donor: &donor_decoder, args };
@@ -133,7 +133,7 @@ pub fn run(session: &Session, args: &DemoArgs) -> anyhow::Result<()> {
         config.n_kv_heads,
         config.d_head,
         config.d_kv(),
-        calibration.windows.len() * WINDOW,
+        calibration.fit.len() * WINDOW,
         WINDOWS,
         table(&["model", "perplexity", "KL to donor", "same top token", "cache", "|WᵀW − I|"], &rows),
     );

@@ -159,7 +159,8 @@ fn count(folder: &Path, configuration: &Value) {
         let plan = Plan { method, objective, ranks, width, cache: CacheDtype::F32 };
         if plan.check(&config).is_ok() {
             let most = train::Settings::MOST as usize;
-            let text = TextSize { windows: most, held_back: 4, length: config.max_positions };
+            let text =
+                TextSize { windows: most, select: 4, report: 8, length: config.max_positions, sampled: most };
             let speed = Speed { flops: 1e12, weights: 1e9 };
             let found = calib::predict(&config, &[plan], Some(text), &Options::default(), 1 << 30, speed);
             assert!(found.seconds > 0.0 && found.peak_memory_bytes > 0, "{found:?}");

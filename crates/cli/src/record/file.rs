@@ -7,6 +7,8 @@ use handlers::{ConfigJson, read_companion};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::reported::Reported;
+
 /// The file's name.
 pub const RECORD: &str = "shrink.json";
 
@@ -55,6 +57,9 @@ pub struct Record {
     /// Every candidate and what became of it.
     #[serde(skip_serializing_if = "Value::is_null")]
     pub trials: Value,
+    /// What was measured on text by which nothing was chosen.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reported: Option<Reported>,
     /// One entry a layer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub layers: Option<Vec<LayerReport>>,
@@ -97,7 +102,7 @@ impl Record {
     /// are cut short.
     #[must_use]
     pub fn of_other_weights(mut self) -> Self {
-        (self.trials, self.layers) = (Value::Null, None);
+        (self.trials, self.reported, self.layers) = (Value::Null, None, None);
         self
     }
 
