@@ -96,7 +96,6 @@ pub fn predict(
     let forward = 2.0 * counts.active * counts.layers;
     let moments = 2.0 * (2.0 * counts.d_kv).powi(2) * window * counts.layers * F64_COST;
     let head = 2.0 * counts.d_model * counts.vocabulary;
-    let again = if fisher && fisher_windows < text.windows { fisher_tokens * forward } else { 0.0 };
     let backward = fisher_tokens * draws * (3.0 * forward + 3.0 * head);
     let judged = (select * (1.0 + plans.len() as f64) + 2.0 * report) * (forward + head);
     let fits: f64 = plans.iter().map(|plan| counts.fit(plan)).sum();
@@ -106,10 +105,9 @@ pub fn predict(
     let once_more = shared * (fisher_tokens * (forward + own) + backward);
     let sampled = (text.sampled * text.length) as f64;
     let written = SAMPLING_COST * sampled * (forward + head);
-    let flops = written + tokens * (forward + moments) + again + backward + once_more + judged + fits;
+    let flops = written + tokens * (forward + moments) + backward + once_more + judged + fits;
     let passes = 1.0
         + 2.0 * shared
-        + f64::from(u8::from(again > 0.0))
         + f64::from(u8::from(fisher))
         + f64::from(u8::from(select > 0.0))
         + f64::from(u8::from(report > 0.0));

@@ -10,10 +10,11 @@ mod shared;
 pub use kept::{Holds, KeptArray};
 pub(crate) use shared::SharedStatistics;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use burn::tensor::{Device, Tensor};
 use mla_core::{Attention, Block, DecoderConfig, LayerSlot, Matrix, Part, Slot, WeightSource};
+use rayon::prelude::*;
 
 use crate::error::Error;
 use crate::gradient::{Fisher, FisherOptions, fisher};
@@ -98,14 +99,18 @@ impl Statistics {
             config: config.clone(),
         };
         observer.phase("statistics", config.n_layers());
-        let whole = needs.fisher.as_ref().is_some_and(|fisher| fisher.windows >= windows.len());
-        let keep = if whole { Keep::Boundaries } else { Keep::Nothing };
+        // Windows that go through the backward pass too stand first, so that what they leave before each block is kept.
+        let (ordered, backward) = match &needs.fisher {
+            Some(fisher) => spread_first(windows, fisher.windows),
+            None => (windows.to_vec(), 0),
+        };
+        let all = Windows::cut(&ordered, backward);
         let mut gathered = Gathering::new(&config, needs);
         let found = std::cell::RefCell::new(&mut gathered);
         let boundaries = sweep(
             source,
             all,
-            keep,
+            Keep::of(backward),
             device,
             scratch,
             |layer, block, h| found.borrow_mut().add(layer, block, h, scratch),
@@ -118,26 +123,6 @@ impl Statistics {
         )?;
         drop(gathered);
         if let Some(options) = &needs.fisher {
-            let boundaries = match whole {
-                true => boundaries,
-                false => {
-                    let some = spread(windows, options.windows);
-                    observer.phase("forward for gradients", config.n_layers());
-                    let step = |layer| {
-                        observer.step(layer + 1);
-                        Ok(())
-                    };
-                    sweep(
-                        source,
-                        Windows::new(&some),
-                        Keep::Boundaries,
-                        device,
-                        scratch,
-                        |_, _, _| Ok(()),
-                        step,
-                    )?
-                }
-            };
             let found = fisher(source, boundaries, options, device, scratch, observer)?;
             for (layer, fisher) in statistics.layers.iter_mut().zip(found) {
                 layer.fisher = Some(fisher);
@@ -399,6 +384,14 @@ pub(crate) fn spread(windows: &[Vec<u32>], count: usize) -> Vec<Vec<u32>> {
     (0..count).map(|i| windows[i * windows.len() / count].clone()).collect()
 }
 
+/// The windows with `count` of them, spread evenly, in front; and how many those are.
+fn spread_first(windows: &[Vec<u32>], count: usize) -> (Vec<Vec<u32>>, usize) {
+    let count = count.clamp(1, windows.len());
+    let chosen: BTreeSet<usize> = (0..count).map(|i| i * windows.len() / count).collect();
+    let others = (0..windows.len()).filter(|place| !chosen.contains(place));
+    (chosen.iter().copied().chain(others).map(|place| windows[place].clone()).collect(), count)
+}
+
 /// The sums of one layer, and what the layers after it will be crossed with.
 struct Gathering {
     window: usize,
@@ -455,18 +448,33 @@ impl Gathering {
     }
 
     fn finish(&mut self, layer: usize, tokens: usize, scratch: &Scratch) -> Result<LayerStatistics, Error> {
+        // A batch at a time is widened; with it, each core takes a layer of the window.
+        let size = 2 * self.d_kv;
+        let first = layer.saturating_sub(self.window);
+        let mut sums: Vec<Mat64> = (first..=layer).map(|_| Mat64::zeros(size, size)).collect();
+        for (batch, ours) in self.outputs[&layer].iter().enumerate() {
+            let ours = widen(&ours.read()?);
+            sums.par_iter_mut().enumerate().try_for_each(|(place, sum)| match first + place {
+                j if j == layer => {
+                    add_gram(sum, &ours);
+                    Ok(())
+                }
+                j => {
+                    add_cross(sum, &ours, &widen(&self.outputs[&j][batch].read()?));
+                    Ok::<_, Error>(())
+                }
+            })?;
+        }
         let mut moments = BTreeMap::new();
-        for j in layer.saturating_sub(self.window)..=layer {
-            let size = 2 * self.d_kv;
-            let mut sum = Mat64::zeros(size, size);
-            for (a, b) in self.outputs[&layer].iter().zip(&self.outputs[&j]) {
-                add_cross(&mut sum, &widen(&a.read()?), &widen(&b.read()?));
+        for (place, mut sum) in sums.into_iter().enumerate() {
+            if first + place == layer {
+                sum.mirror_lower();
             }
             sum.scale(1.0 / tokens as f64);
             if !sum.data.iter().all(|x| x.is_finite()) {
                 return Err(Error::NotFinite { layer });
             }
-            moments.insert(j, scratch.keep_matrix(sum)?);
+            moments.insert(first + place, scratch.keep_matrix(sum)?);
         }
         self.outputs.retain(|&j, _| j + self.window > layer);
         let queries = match &mut self.queries {

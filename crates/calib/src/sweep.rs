@@ -27,12 +27,18 @@ impl Observer for () {}
 #[derive(Clone, Copy, Debug)]
 pub struct Windows<'a> {
     windows: &'a [Vec<u32>],
+    cut: usize,
 }
 
 impl<'a> Windows<'a> {
     /// Windows of any lengths; neighbours that are equally long share a batch, empty ones give none.
     pub fn new(windows: &'a [Vec<u32>]) -> Self {
-        Self { windows }
+        Self::cut(windows, 0)
+    }
+
+    /// As [`new`](Self::new), with no batch across the border behind the first `cut` windows.
+    pub fn cut(windows: &'a [Vec<u32>], cut: usize) -> Self {
+        Self { windows, cut }
     }
 
     /// Tokens of the longest window.
@@ -47,11 +53,16 @@ impl<'a> Windows<'a> {
 
     /// Windows that go through a block together.
     pub fn batches(&self) -> impl Iterator<Item = &'a [Vec<u32>]> + use<'a> {
-        self.windows
-            .chunk_by(|a, b| a.len() == b.len())
-            .filter(|equal| !equal[0].is_empty())
-            .flat_map(|equal| equal.chunks((CHUNK_TOKENS / equal[0].len()).max(1)))
+        let (first, rest) = self.windows.split_at(self.cut);
+        batches(first).chain(batches(rest))
     }
+}
+
+fn batches(windows: &[Vec<u32>]) -> impl Iterator<Item = &[Vec<u32>]> {
+    windows
+        .chunk_by(|a, b| a.len() == b.len())
+        .filter(|equal| !equal[0].is_empty())
+        .flat_map(|equal| equal.chunks((CHUNK_TOKENS / equal[0].len()).max(1)))
 }
 
 /// What all layers of a pass share, for windows without padding of each length.
@@ -149,6 +160,15 @@ pub enum Keep {
     Nothing,
     /// The stream before every block and after the last, for a backward sweep.
     Boundaries,
+    /// As [`Boundaries`](Self::Boundaries), of the windows before the cut alone.
+    BoundariesBeforeCut,
+}
+
+impl Keep {
+    /// What a backward sweep of the first `windows` asks for.
+    pub(crate) fn of(windows: usize) -> Self {
+        if windows == 0 { Self::Nothing } else { Self::BoundariesBeforeCut }
+    }
 }
 
 /// Runs windows through the donor, block by block, and shows `visit` the true input of each layer's attention.
@@ -170,6 +190,11 @@ pub fn sweep<S: WeightSource>(
     let config = source.config();
     let mut frames = Frames::new(config, device);
     let mut stream = Stream::embed(source, windows, device, scratch)?;
+    let kept_batches = match keep {
+        Keep::Nothing => 0,
+        Keep::Boundaries => stream.len(),
+        Keep::BoundariesBeforeCut => batches(&windows.windows[..windows.cut]).count(),
+    };
     let mut kept = Vec::new();
     for layer in 0..config.n_layers() {
         let block = Block::load(source, layer, device)?;
@@ -178,19 +203,21 @@ pub fn sweep<S: WeightSource>(
             let x = stream.batch(batch, device)?;
             let h = block.attention_input(x.clone());
             visit(layer, &block, h.clone())?;
-            if keep == Keep::Boundaries || layer + 1 < config.n_layers() {
+            if batch < kept_batches || layer + 1 < config.n_layers() {
                 let frame = frames.of(&x);
                 let after = block.forward_from(x, h, frame, layer, &mut Memory::of_pass(config));
                 next.push(StoredTensor::keep(scratch, after)?);
             }
         }
-        let before = std::mem::replace(&mut stream, Stream::from_batches(next));
-        if keep == Keep::Boundaries {
+        let mut before = std::mem::replace(&mut stream, Stream::from_batches(next));
+        if kept_batches > 0 {
+            before.batches.truncate(kept_batches);
             kept.push(before);
         }
         finish(layer)?;
     }
-    if keep == Keep::Boundaries {
+    if kept_batches > 0 {
+        stream.batches.truncate(kept_batches);
         kept.push(stream);
     }
     Ok(kept)

@@ -23,12 +23,20 @@ pub(super) fn matmul(a: &Mat64, b: &Mat64) -> Mat64 {
     out
 }
 
+/// All cores, or the one at hand where others are busy with products of the same kind.
+fn par() -> Par {
+    match rayon::current_thread_index() {
+        Some(_) => Par::Seq,
+        None => Par::rayon(0),
+    }
+}
+
 pub(super) fn add_gram(sum: &mut Mat64, h: &[f64]) {
     let d = sum.cols;
     let h = MatRef::from_row_major_slice(h, h.len() / d, d);
     let dst = MatMut::from_row_major_slice_mut(&mut sum.data, d, d);
     let (full, lower) = (BlockStructure::Rectangular, BlockStructure::TriangularLower);
-    triangular::matmul(dst, lower, Accum::Add, h.transpose(), full, h, full, 1.0, Par::rayon(0));
+    triangular::matmul(dst, lower, Accum::Add, h.transpose(), full, h, full, 1.0, par());
 }
 
 pub(super) fn add_cross(sum: &mut Mat64, a: &[f64], b: &[f64]) {
@@ -36,7 +44,7 @@ pub(super) fn add_cross(sum: &mut Mat64, a: &[f64], b: &[f64]) {
     let a = MatRef::from_row_major_slice(a, a.len() / rows, rows);
     let b = MatRef::from_row_major_slice(b, b.len() / cols, cols);
     let dst = MatMut::from_row_major_slice_mut(&mut sum.data, rows, cols);
-    faer::linalg::matmul::matmul(dst, Accum::Add, a.transpose(), b, 1.0, Par::rayon(0));
+    faer::linalg::matmul::matmul(dst, Accum::Add, a.transpose(), b, 1.0, par());
 }
 
 pub(super) fn solve(a: &Mat64, b: &Mat64) -> Option<Mat64> {

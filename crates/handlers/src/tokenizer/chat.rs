@@ -86,8 +86,8 @@ impl ChatTemplate {
             Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
         });
         environment.add_filter("tojson", to_json);
-        let tokens: Value =
-            self.tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))).collect();
+        let tokens =
+            Value::from_pairs(self.tokens.iter().map(|(name, token)| (*name, Value::from(token.as_str()))));
         let turn = |message: &Message| context! { role => message.role.as_str(), content => message.content.as_str() };
         let turns: Vec<Value> = messages.iter().map(turn).collect();
         let rendered = environment.render_str(
