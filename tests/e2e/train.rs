@@ -296,3 +296,22 @@ fn what_cannot_be_trained_is_refused_and_loses_nothing() {
     train(&model, &out, &data, &["--loss", "kl", "--loss", "lm"]).misused("--loss");
     train(&model, &out, &data, &["--loss", "magic"]).misused("reconstruction");
 }
+
+#[test]
+fn a_model_learns_from_text_that_its_donor_writes() {
+    let scratch = Scratch::new();
+    let (model, _) = converted(&scratch, &["--method", "separate"]);
+    let (out, heldout) = (scratch.path("trained"), golden("demo/heldout.txt"));
+    let more = ["--loss", "kl", "--max-steps", "60", "--validation", &heldout, "--json"];
+    let train = |out: &str, data: &str| {
+        let args = ["train", &model, "-o", out, "--data", data, "--batch-size", "4", "--max-length", "64"];
+        shrink(&[&args[..], &["--euclidean-lr", "3e-4", "--riemannian-lr", "3e-3"], &more].concat())
+    };
+    let found = train(&out, "self").json();
+    let [before, after] =
+        ["perplexity_before", "perplexity"].map(|field| found[field].as_f64().expect("one"));
+    assert!(after < before, "{before} {after}");
+    // A word of text that is neither the donor's nor there.
+    train(&scratch.path("other"), "self:none").refused("--data");
+    train(&scratch.path("other"), "nowhere").refused("nowhere");
+}

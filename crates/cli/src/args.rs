@@ -8,7 +8,7 @@ mod training;
 
 pub use exporting::{ExportArgs, Format, ImportArgs, PushArgs};
 pub use factorising::{
-    CalibrationArgs, Latents, Layout, Method, MethodArgs, Objective, Ranks, StatisticsArgs,
+    CalibrationArgs, KeepArgs, Latents, Layout, Method, MethodArgs, Objective, Ranks, StatisticsArgs,
 };
 pub use running::{BenchArgs, CacheArgs, CacheDtype, EvalArgs, GenerateArgs, GuardArgs, MemoryArgs};
 pub use training::{Loss, Schedule, SettingArgs, TrainArgs};

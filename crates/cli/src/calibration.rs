@@ -116,7 +116,8 @@ impl Mixture {
     }
 
     fn new(names: &[&str], shares: &[f64], windows: usize, length: usize) -> Result<Self, UserError> {
-        let sources = names.iter().map(|name| Named::parse(name)).collect::<Result<Vec<_>, _>>()?;
+        let sources =
+            names.iter().map(|name| Named::parse("--calibration", name)).collect::<Result<Vec<_>, _>>()?;
         if !shares.is_empty() && shares.len() != sources.len() {
             return Err(UserError::Flag {
                 flag: "--calibration-shares",
@@ -246,10 +247,7 @@ impl Mixture {
         store: &Store,
         seed: u64,
     ) -> anyhow::Result<(Vec<u32>, String)> {
-        let count = share.counts.all() * self.length;
-        let tokens = store.sampled(session, donor, (count, self.length, seed), || {
-            sampled::sample(session, &donor.model, count, self.length, seed)
-        })?;
+        let tokens = written_by(session, donor, store, share.counts.all() * self.length, self.length, seed)?;
         let bytes: Vec<u8> = tokens.iter().flat_map(|token| token.to_le_bytes()).collect();
         Ok((tokens, hex(&Sha256::digest(&bytes))))
     }
@@ -306,6 +304,22 @@ impl Calibration {
     pub fn text(&self) -> calib::Text<'_> {
         calib::Text { fit: &self.fit, select: &self.select, report: &self.report }
     }
+}
+
+/// Text that a model writes, or wrote before: `count` tokens in documents of `length` at most.
+///
+/// # Errors
+/// When it cannot be loaded, its chat template fails, or what it writes is no text.
+pub fn written_by(
+    session: &Session,
+    model: &Opened,
+    store: &Store,
+    count: usize,
+    length: usize,
+    seed: u64,
+) -> anyhow::Result<Vec<u32>> {
+    let write = || sampled::sample(session, &model.model, count, length, seed);
+    store.sampled(session, model, (count, length, seed), write)
 }
 
 /// Sampling runs the whole model.

@@ -16,6 +16,7 @@ use calib::{Options, Plan, Scratch, Statistics, Text};
 use mla_core::WeightSource;
 use sha2::{Digest, Sha256};
 
+use crate::args::KeepArgs;
 use crate::calibration::hex;
 use crate::machine::disk_available;
 use crate::report::bytes;
@@ -35,12 +36,12 @@ pub struct Store {
 }
 
 impl Store {
-    /// A store of so many GiB; of none nothing is kept or taken up.
-    pub fn new(gib: f64) -> Self {
+    /// A store of as many GiB as were asked for; of none nothing is kept or taken up.
+    pub fn new(args: KeepArgs) -> Self {
         let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
         let user = || std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
         let folder = std::env::var_os(FOLDER).map(PathBuf::from).or_else(|| Some(user()?.join("shrink")));
-        let limit = (gib * (1u64 << 30) as f64) as u64;
+        let limit = (args.keep_statistics * (1u64 << 30) as f64) as u64;
         Self { folder: folder.filter(|_| limit > 0).map(|folder| folder.join("kept")), limit }
     }
 

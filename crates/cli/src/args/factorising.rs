@@ -94,8 +94,16 @@ pub struct StatisticsArgs {
     /// [default: 0.6]
     #[arg(long, value_name = "SHARE", allow_negative_numbers = true, conflicts_with = "no_calibration", value_parser = ranges::weight())]
     pub sink_weight: Option<f64>,
+    /// What is kept of them
+    #[command(flatten)]
+    pub keep: KeepArgs,
+}
+
+/// What is kept for the commands that follow.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct KeepArgs {
     /// GiB of the cache folder ($SHRINK_CACHE, else shrink in the user's) that statistics and sampled text may take, to be taken
-    /// up again by the next conversion of the same donor and text; 0 keeps none
+    /// up again for the same donor and text; 0 keeps none
     #[arg(long, default_value_t = 8.0, value_name = "GIB", allow_negative_numbers = true, env = "SHRINK_KEEP_STATISTICS", value_parser = ranges::gib())]
     pub keep_statistics: f64,
 }

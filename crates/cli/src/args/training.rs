@@ -4,13 +4,14 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{GuardArgs, ranges};
+use super::{GuardArgs, KeepArgs, ranges};
 
 /// `shrink train`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt
   shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt --loss kl --euclidean-lr 1e-4 --max-steps 200
+  shrink train ./llama-4x -o ./llama-4x-tuned --data self --loss kl --max-steps 100
   shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt --loss reconstruction --validation heldout.txt
   shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt --config settings.toml --resume")]
 pub struct TrainArgs {
@@ -19,9 +20,10 @@ pub struct TrainArgs {
     /// Folder to write
     #[arg(long, short, value_name = "OUT")]
     pub output: PathBuf,
-    /// Text to train on (.txt, .jsonl, .parquet)
-    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
-    pub data: Vec<PathBuf>,
+    /// Text to train on: files (.txt, .jsonl, .parquet), `builtin` or one kind of it, and `self` or self:TOKENS, which the donor
+    /// writes
+    #[arg(long, required = true, num_args = 1.., value_name = "SOURCE")]
+    pub data: Vec<String>,
     /// Text to measure perplexity on, before and at every snapshot: OUT is then the best snapshot, not the last
     #[arg(long, num_args = 1.., value_name = "FILE")]
     pub validation: Vec<PathBuf>,
@@ -49,6 +51,9 @@ pub struct TrainArgs {
     /// Field that holds the text of a .jsonl or .parquet row
     #[arg(long, default_value = crate::corpus::DEFAULT_FIELD, value_name = "FIELD")]
     pub text_field: String,
+    /// What is kept of text that a model wrote
+    #[command(flatten)]
+    pub keep: KeepArgs,
     /// The settings
     #[command(flatten)]
     pub settings: SettingArgs,

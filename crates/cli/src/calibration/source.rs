@@ -21,13 +21,12 @@ pub enum Named {
 }
 
 impl Named {
-    /// What a name stands for; `builtin` for all its kinds.
+    /// What a name behind a flag stands for; `builtin` for all its kinds.
     ///
     /// # Errors
     /// A kind that is none, or a number of tokens that is none.
-    pub fn parse(name: &str) -> Result<Vec<Self>, UserError> {
-        let refused =
-            |expected: String| UserError::Flag { flag: "--calibration", found: name.into(), expected };
+    pub fn parse(flag: &'static str, name: &str) -> Result<Vec<Self>, UserError> {
+        let refused = |expected: String| UserError::Flag { flag, found: name.into(), expected };
         match name.split_once(':') {
             None if name == "builtin" => Ok((0..builtin::KINDS.len()).map(Self::Builtin).collect()),
             None if name == "self" => Ok(vec![Self::Sampled(None)]),
@@ -127,7 +126,7 @@ mod tests {
 
     #[test]
     fn the_models_own_text_and_the_builtin_kinds_have_names() {
-        let parse = |name: &str| Named::parse(name).map_err(|error| error.to_string());
+        let parse = |name: &str| Named::parse("--calibration", name).map_err(|error| error.to_string());
         assert_eq!(parse("self"), Ok(vec![Named::Sampled(None)]));
         assert_eq!(parse("self:4096"), Ok(vec![Named::Sampled(Some(4096))]));
         assert_eq!(parse("builtin").map(|kinds| kinds.len()), Ok(builtin::KINDS.len()));

@@ -59,7 +59,7 @@ pub fn run(session: &Session, args: &CompareArgs) -> anyhow::Result<()> {
         texts.push(Text { name, donor: measure(&decoder, &tokens)?.perplexity, tokens });
     }
     drop(decoder);
-    let store = Store::new(args.statistics.keep_statistics);
+    let store = Store::new(args.statistics.keep);
     let calibration = match &mixture {
         Some(mixture) => Some(mixture.load(session, &args.calibration, &donor, &store, args.seed)?),
         None => None,

@@ -130,7 +130,7 @@ pub fn run(session: &Session, args: &ConvertArgs) -> anyhow::Result<()> {
     let texts = args.calibration.calibration.iter().filter(|source| calibration::is_file(source));
     let texts: Vec<PathBuf> = texts.map(PathBuf::from).collect();
     let output = Output::prepare_beside(&args.output, existing, donor.model.folder(), &texts)?;
-    let store = Store::new(args.method.statistics.keep_statistics);
+    let store = Store::new(args.method.statistics.keep);
     let calibration = match &mixture {
         Some(mixture) => Some(mixture.load(session, &args.calibration, &donor, &store, args.seed)?),
         None => None,

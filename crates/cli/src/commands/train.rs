@@ -16,7 +16,9 @@ use crate::footprint::Footprint;
 use crate::record::{CARD, Measured, RECORD, Record, card};
 use crate::report::count;
 use crate::session::{Opened, Session};
-use crate::training::{RunFolder, Validation, donor, donor_name, originals, recorded_donor, settings};
+use crate::training::{
+    RunFolder, Validation, donor, donor_name, files, originals, recorded_donor, settings, text,
+};
 
 /// Trains a converted model and writes the result.
 pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
@@ -52,7 +54,7 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
     if objective.needs_teacher() {
         session.describe(&donor_name(args, &opened)?)?;
     }
-    let tokens = session.tokens(&opened.model, &args.data, &args.text_field, None)?;
+    let tokens = text(session, args, &opened, &settings)?;
     let mut validation = Validation::open(session, args, &opened, &settings)?;
     if validation.is_some() && kept_in.bits().is_some() {
         session.ui.note(&format!(
@@ -287,7 +289,7 @@ fn run_dir(args: &TrainArgs) -> anyhow::Result<PathBuf> {
 
 /// What the run reads and keeps, and OUT must not take away: the donor that the model names is one, asked or not.
 fn inputs(args: &TrainArgs, opened: &Opened, run_dir: &Path) -> Vec<PathBuf> {
-    let texts = args.data.iter().chain(&args.validation).chain(&args.config).cloned();
+    let texts = files(args).chain(args.validation.iter().cloned()).chain(args.config.clone());
     let teacher = args.teacher.clone().or_else(|| recorded_donor(opened)).map(PathBuf::from);
     texts.chain(teacher).chain([run_dir.to_owned()]).collect()
 }

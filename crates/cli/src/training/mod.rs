@@ -8,5 +8,5 @@ mod validation;
 
 pub use folder::RunFolder;
 pub use settings::settings;
-pub use sources::{donor, donor_name, originals, recorded_donor};
+pub use sources::{donor, donor_name, files, originals, recorded_donor, text};
 pub use validation::Validation;
