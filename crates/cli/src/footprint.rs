@@ -8,6 +8,7 @@ use std::collections::HashSet;
 use handlers::{Model, TensorSpec};
 use mla_core::{DecoderConfig, WeightSource};
 use train::Settings;
+use train::eval::Pass;
 
 use crate::error::UserError;
 use crate::machine::memory_available;
@@ -67,8 +68,11 @@ impl Footprint {
         self.and(cached).and(COPIES * activations(config, rows, 0)).logits(config, sequences)
     }
 
-    /// With passes over whole windows.
+    /// With passes over whole windows, or over long ones a chunk at a time, with a cache.
     pub fn windows(self, config: &DecoderConfig, windows: usize, length: usize) -> Self {
+        if Pass::Full.step_tokens(length) < length {
+            return self.cached(config, windows, length).logits(config, LOGITS);
+        }
         let wide = COPIES * activations(config, windows.saturating_mul(length), length);
         self.and(wide).logits(config, LOGITS)
     }

@@ -3,12 +3,17 @@
 mod divergence;
 mod memory;
 mod perplexity;
+mod positions;
+mod reading;
 mod score;
+#[cfg(test)]
+mod toy;
 mod windows;
 
-pub use divergence::{Divergence, compare};
+pub use divergence::{Divergence, PositionGap, compare};
 pub use memory::{CacheSize, TokenBytes, cache_sizes};
-pub use perplexity::{Pass, Perplexity, perplexity};
+pub use perplexity::{Perplexity, PositionNll, perplexity};
+pub use reading::Pass;
 pub use score::EvalError;
 pub(crate) use score::check;
 pub use windows::{Window, Windowing};

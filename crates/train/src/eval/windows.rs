@@ -30,7 +30,21 @@ pub struct Window {
     pub scored: Range<usize>,
 }
 
+impl Window {
+    /// Which of some places in the window are scored by: those whose next token is.
+    pub(super) fn predicting(&self, places: &Range<usize>) -> Range<usize> {
+        let [first, end] = [self.scored.start, self.scored.end].map(|token| token - 1 - self.tokens.start);
+        places.start.max(first)..places.end.min(end)
+    }
+}
+
 impl Windowing {
+    /// Tokens a window.
+    pub fn length(self) -> usize {
+        let (Windowing::Consecutive { length } | Windowing::Strided { length, .. }) = self;
+        length
+    }
+
     /// Tokens from the start that the first `windows` windows take in.
     pub fn reach(self, windows: usize) -> usize {
         match self {
