@@ -6,6 +6,7 @@ mod perplexity;
 mod positions;
 mod reading;
 mod score;
+pub mod tasks;
 #[cfg(test)]
 mod toy;
 mod windows;

@@ -1,6 +1,7 @@
 //! From hidden states to log-probabilities, a few positions at a time.
 
 use burn::tensor::Tensor;
+use mla_core::generate::GenerateError;
 use mla_core::{CacheError, Decoder};
 use rayon::prelude::*;
 
@@ -51,9 +52,36 @@ pub enum EvalError {
         /// Index of the token in the window.
         position: usize,
     },
+    /// A task in a context that the model does not have.
+    #[error("a context of {length} tokens exceeds the model's of {max_positions}")]
+    TaskLength {
+        /// Tokens of prompt and answer.
+        length: usize,
+        /// The model's context.
+        max_positions: usize,
+    },
+    /// A task in a context that does not hold its parts.
+    #[error("a prompt of {length} tokens has no room for the task, which takes {least} or more")]
+    TaskRoom {
+        /// Tokens of the prompt.
+        length: usize,
+        /// Tokens that its parts take, and one of the text.
+        least: usize,
+    },
+    /// Not enough text for a task.
+    #[error("the text gives {tokens} tokens, and the task takes {needed} or more")]
+    TaskText {
+        /// Tokens of the text; of a copy the different ones.
+        tokens: usize,
+        /// Tokens that a prompt takes.
+        needed: usize,
+    },
     /// The cache refused a pass.
     #[error(transparent)]
     Cache(#[from] CacheError),
+    /// A continuation that could not be had.
+    #[error(transparent)]
+    Generate(#[from] GenerateError),
 }
 
 impl EvalError {
@@ -67,7 +95,16 @@ impl EvalError {
             EvalError::NotFinite { .. } => {
                 "an activation overflowed on this text: measure the donor on it too, and convert from its bf16 or f32 original"
             }
-            EvalError::Cache(_) => return None,
+            EvalError::TaskLength { .. } => "take shorter --lengths, fewer --pairs or fewer --max-new-tokens",
+            EvalError::TaskRoom { .. } => "take longer --lengths",
+            EvalError::TaskText { .. } => "give more text (--data), or take shorter --lengths",
+            EvalError::Generate(GenerateError::UnknownToken { .. }) => {
+                "the tokenizer does not belong to this model"
+            }
+            EvalError::Generate(GenerateError::NotFinite { .. }) => {
+                "the weights overflow or are damaged; shrink check names the tensor"
+            }
+            EvalError::Cache(_) | EvalError::Generate(_) => return None,
         };
         Some(hint.into())
     }
