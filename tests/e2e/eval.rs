@@ -50,6 +50,54 @@ fn scoring_the_bundled_model_through_the_cache_changes_nothing() {
 }
 
 #[test]
+fn a_long_window_in_chunks_scores_as_token_by_token() {
+    let (donor, converted) = (golden("demo"), Scratch::new());
+    let out = converted.path("out");
+    let plain = ["-r", "2", "--no-calibration", "--method", "separate", "--objective", "mse", "--quiet"];
+    shrink(&[&["convert", &donor, "-o", &out], &plain[..]].concat()).text();
+    // What is rounded at the edge of two steps may fall to either side; f32 agrees to its own rounding.
+    for (model, dtype, bound) in
+        [(donor, "f32", 1e-4), (out.clone(), "f32", 1e-4), (out.clone(), "int8", 1e-3), (out, "int4", 1e-2)]
+    {
+        let window = ["--max-length", "1000", "--windows", "1", "--cache-dtype", dtype];
+        let chunks = eval(&model, &window);
+        let tokens = eval(&model, &[&window[..], &["--through-cache"]].concat());
+        assert_close(number(&chunks, "perplexity"), number(&tokens, "perplexity"), bound);
+        assert_eq!(chunks["tokens"], 999);
+    }
+}
+
+#[test]
+fn a_loss_by_position_sums_up_to_the_whole() {
+    let (donor, scratch) = (golden("demo"), Scratch::new());
+    let half = converted("demo", &scratch);
+    let windows = ["--max-length", "300", "--windows", "3", "--against", &donor];
+    let plain = eval(&half, &windows);
+    let found = eval(&half, &[&windows[..], &["--by-position"]].concat());
+    assert_eq!((&plain["by_position"], &plain["nll"]), (&Value::Null, &found["nll"]));
+    let buckets = found["by_position"].as_array().expect("a list");
+    let bounds: Vec<_> = buckets.iter().map(|at| (number(at, "from"), number(at, "to"))).collect();
+    assert_eq!(bounds, [(1.0, 64.0), (64.0, 128.0), (128.0, 256.0), (256.0, 300.0)]);
+    let (mut nll, mut kl, mut tokens) = (0.0, 0.0, 0.0);
+    for at in buckets {
+        let weight = number(at, "tokens");
+        assert_eq!(weight, 3.0 * (number(at, "to") - number(at, "from")));
+        tokens += weight;
+        nll += weight * number(at, "nll");
+        kl += weight * number(&at["against"], "kl");
+        let ratio = number(at, "perplexity") / number(&at["against"], "perplexity");
+        assert_close(number(&at["against"], "ratio"), ratio, 1e-12);
+    }
+    assert_eq!(number(&found, "tokens"), tokens);
+    assert_close(nll / tokens, number(&found, "nll"), 1e-12);
+    assert_close(kl / tokens, number(&found["against"], "kl"), 1e-12);
+    let heldout = golden("demo/heldout.txt");
+    let args = ["eval", &donor, "--data", &heldout, "--max-length", "100", "--windows", "1", "--by-position"];
+    let text = shrink(&args).text();
+    assert!(text.contains("\npositions  tokens ") && text.contains("\n64 to 99 "), "{text}");
+}
+
+#[test]
 fn a_model_is_at_no_distance_from_itself_and_at_some_from_its_conversion() {
     let scratch = Scratch::new();
     let (donor, half) = (golden("qwen2"), converted("qwen2", &scratch));

@@ -35,5 +35,6 @@ mod quantised;
 mod ratio;
 mod room;
 mod snapshot;
+mod tasks;
 mod train;
 mod training;

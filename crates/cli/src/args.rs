@@ -4,6 +4,7 @@ mod exporting;
 mod factorising;
 mod ranges;
 mod running;
+mod tasks;
 mod training;
 
 pub use exporting::{ExportArgs, Format, ImportArgs, PushArgs};
@@ -11,6 +12,7 @@ pub use factorising::{
     CalibrationArgs, KeepArgs, Latents, Layout, Method, MethodArgs, Objective, Ranks, StatisticsArgs,
 };
 pub use running::{BenchArgs, CacheArgs, CacheDtype, EvalArgs, GenerateArgs, GuardArgs, MemoryArgs};
+pub use tasks::{Task, TaskArgs};
 pub use training::{Loss, Schedule, SettingArgs, TrainArgs};
 
 use std::path::PathBuf;

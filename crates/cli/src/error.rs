@@ -39,6 +39,32 @@ pub enum UserError {
         /// The methods asked for.
         found: String,
     },
+    /// An option of another task.
+    #[error("{flag} belongs to the task {belongs_to}, not to {found}")]
+    TaskFlag {
+        /// The option.
+        flag: &'static str,
+        /// The tasks that have it.
+        belongs_to: String,
+        /// The task asked for.
+        found: &'static str,
+    },
+    /// A tokenizer that does not give digits back.
+    #[error("the tokenizer reads the digits 0123456789 as {read:?}")]
+    NoDigits {
+        /// What it makes of them.
+        read: String,
+    },
+    /// Too few words for as many lines.
+    #[error(
+        "the text has {words} different words of four to eight small letters, and the task takes {needed}"
+    )]
+    FewWords {
+        /// Words of the text.
+        words: usize,
+        /// Lines asked for.
+        needed: usize,
+    },
     /// An option of the objective `fisher`.
     #[error("{flag} belongs to the objective fisher, which is not asked for")]
     ObjectiveFlag {
@@ -256,6 +282,9 @@ impl UserError {
             UserError::MethodFlag { flag, belongs_to, .. } => {
                 format!("take --method {belongs_to}, or leave {flag} out")
             }
+            UserError::TaskFlag { flag, .. } => format!("leave {flag} out; shrink help eval says what belongs to which task"),
+            UserError::NoDigits { .. } => "--task copy and --task agreement need no digits".into(),
+            UserError::FewWords { .. } => "give more text (--data), or take fewer --pairs".into(),
             UserError::ObjectiveFlag { flag } => {
                 format!("take --objective fisher and calibration text, or leave {flag} out")
             }

@@ -186,6 +186,20 @@ mod tests {
     }
 
     #[test]
+    fn a_long_window_is_its_cache_and_one_chunk_and_a_short_one_is_all_its_scores() {
+        let model = model("llama");
+        let config = model.config();
+        let of = |length| Footprint::of(&model).windows(config, 1, length).bytes();
+        assert_eq!(
+            of(1 << 20) - of(1 << 19),
+            (config.cache_bytes(1 << 20) - config.cache_bytes(1 << 19)) as f64
+        );
+        let scores = |length: usize| COPIES * activations(config, length, length);
+        // Both are above what a matrix takes while it is loaded.
+        assert!((of(512) - of(511) - scores(512) + scores(511)).abs() < 1.0);
+    }
+
+    #[test]
     fn a_donor_beside_its_conversion_is_what_they_have_not_in_common() {
         let donor = model("llama");
         let alone = Footprint::of(&donor);

@@ -18,6 +18,7 @@ mod record;
 mod report;
 pub mod session;
 mod shorter;
+mod tasks;
 mod threads;
 mod training;
 mod ui;

@@ -14,6 +14,8 @@ const MOST: u64 = Settings::MOST;
 const MOST_RANK: u64 = 16_384;
 /// More threads than a machine has processors only wait.
 const THREADS: u64 = 1024;
+/// Lines with a word each: texts have not many more words.
+const LINES: u64 = 10_000;
 /// Repetitions that are not bounded by a text or a model, and bring nothing any more long before this.
 const ROUNDS: u64 = 1000;
 
@@ -44,6 +46,16 @@ pub fn window() -> RangedU64ValueParser<usize> {
 /// Threads of the processor.
 pub fn threads() -> RangedU64ValueParser<usize> {
     (1..=THREADS).into()
+}
+
+/// Lines of one prompt.
+pub fn lines() -> RangedU64ValueParser<usize> {
+    (1..=LINES).into()
+}
+
+/// A place in a text, from its start to its end.
+pub fn depth() -> impl Number {
+    number(0.0..=1.0)
 }
 
 /// Rounds of a refinement; none is allowed.

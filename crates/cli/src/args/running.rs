@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
-use super::{StoreDtype, ranges};
+use super::{StoreDtype, TaskArgs, ranges};
 
 /// How a model is cached.
 #[derive(Clone, Copy, Debug, Args)]
@@ -60,19 +60,25 @@ impl CacheDtype {
 #[derive(Debug, Args)]
 #[command(
     after_help = "Without --stride the file is tokenised once and cut into consecutive windows that do not \
-overlap; each scores all its tokens but the first (docs/evaluation.md).
+overlap; each scores all its tokens but the first (docs/evaluation.md). With --task something else is measured, on text that \
+ships with shrink unless --data names another.
 
 Examples:
   shrink eval ./out --data heldout.txt --windows 40
   shrink eval ./out --data heldout.txt --against ./donor --json
   shrink eval ./out --data heldout.txt --windows 4 --through-cache
-  shrink eval ./out --data heldout.txt --cache-dtype int4 --against ./donor"
+  shrink eval ./out --data heldout.txt --cache-dtype int4 --against ./donor
+  shrink eval ./out --data book.txt --max-length 8192 --by-position --against ./donor
+  shrink eval ./out --task needle --lengths 1024,4096 --trials 10 --against ./donor
+  shrink eval ./out --task copy --against ./donor
+  shrink eval ./out --task retrieval --pairs 8,32,128
+  shrink eval ./out --task agreement --data heldout.txt --against ./donor --max-new-tokens 128"
 )]
 pub struct EvalArgs {
     /// A model folder or hub id
     pub model: String,
-    /// Text to score (.txt, .jsonl, .parquet)
-    #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
+    /// Text to score, or that a task takes text from (.txt, .jsonl, .parquet)
+    #[arg(long, required_unless_present = "task", num_args = 1.., value_name = "FILE")]
     pub data: Vec<PathBuf>,
     /// Tokens a window
     #[arg(long, default_value_t = 512, value_name = "N", value_parser = ranges::window())]
@@ -89,6 +95,9 @@ pub struct EvalArgs {
     /// Score token by token through the cache, as generation runs
     #[arg(long)]
     pub through_cache: bool,
+    /// Also tell the loss by position in the window: 1 to 63, to 127, to 255, …
+    #[arg(long)]
+    pub by_position: bool,
     /// Field that holds the text of a .jsonl or .parquet row
     #[arg(long, default_value = crate::corpus::DEFAULT_FIELD, value_name = "FIELD")]
     pub text_field: String,
@@ -98,6 +107,9 @@ pub struct EvalArgs {
     /// What is refused
     #[command(flatten)]
     pub guard: GuardArgs,
+    /// What is measured in place of perplexity
+    #[command(flatten)]
+    pub task: TaskArgs,
 }
 
 /// `shrink generate`.

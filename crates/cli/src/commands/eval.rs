@@ -1,17 +1,23 @@
 //! `shrink eval`.
 
 use mla_core::{CacheDtype, Decoder, Padding, WeightSource};
-use serde_json::json;
-use train::eval::{CacheSize, Pass, TokenBytes, Windowing, cache_sizes, compare, perplexity};
+use serde_json::{Value, json};
+use train::eval::{
+    CacheSize, Divergence, Pass, Perplexity, TokenBytes, Windowing, cache_sizes, compare, perplexity,
+};
 
 use crate::args::EvalArgs;
 use crate::error::UserError;
 use crate::footprint::Footprint;
 use crate::report;
 use crate::session::{Opened, Session};
+use crate::tasks;
 
-/// Measures a model on text.
+/// Measures a model on text, or on a task.
 pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
+    if let Some(task) = args.task.task {
+        return tasks::run(session, args, task);
+    }
     let windowing = windowing(args)?;
     let wanted = args.windows.map(|windows| windowing.reach(windows));
     // A donor that cannot be used says so before the model's weights are fetched.
@@ -71,7 +77,7 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
         donor_dtype,
         report::bytes(cache.donor_bytes),
     );
-    if let (Some((donor, _)), Some(gap)) = (&donor, gap) {
+    if let (Some((donor, _)), Some(gap)) = (&donor, &gap) {
         object["against"] = json!({
             "model": donor.name(),
             "perplexity": gap.donor_perplexity,
@@ -87,14 +93,66 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
             100.0 * gap.top1_agreement,
         );
     }
+    if args.by_position {
+        object["by_position"] = positions(&scored, gap.as_ref());
+        text += &position_table(&scored, gap.as_ref());
+    }
     session.print(&object, &text)
+}
+
+/// A score for each range of positions, `from` the first to before `to`.
+fn positions(scored: &Perplexity, gap: Option<&Divergence>) -> Value {
+    let buckets = scored.by_position.iter().enumerate().map(|(i, at)| {
+        let mut bucket = json!({
+            "from": at.positions.start,
+            "to": at.positions.end,
+            "tokens": at.tokens,
+            "nll": at.nll,
+            "perplexity": at.nll.exp(),
+        });
+        if let Some(gap) = gap.map(|gap| &gap.by_position[i]) {
+            bucket["against"] = json!({
+                "perplexity": gap.donor_perplexity,
+                "ratio": gap.ratio,
+                "kl": gap.kl,
+                "top1_agreement": gap.top1_agreement,
+            });
+        }
+        bucket
+    });
+    buckets.collect()
+}
+
+fn position_table(scored: &Perplexity, gap: Option<&Divergence>) -> String {
+    let rows = scored.by_position.iter().enumerate().map(|(i, at)| {
+        let mut row = vec![
+            format!("{} to {}", at.positions.start, at.positions.end - 1),
+            report::count(at.tokens as u64),
+            format!("{:.4}", at.nll),
+            format!("{:.3}", at.nll.exp()),
+        ];
+        row.extend(gap.iter().flat_map(|gap| {
+            let at = &gap.by_position[i];
+            [
+                format!("{:.4}", at.ratio),
+                format!("{:.4}", at.kl),
+                format!("{:.1}%", 100.0 * at.top1_agreement),
+            ]
+        }));
+        row
+    });
+    let header = ["positions", "tokens", "nll", "perplexity", "ratio", "KL", "same top"];
+    let header = if gap.is_some() { &header[..] } else { &header[..4] };
+    report::table(header, &rows.collect::<Vec<_>>())
 }
 
 fn footprint(opened: &Opened, donor: Option<&Opened>, args: &EvalArgs) -> Footprint {
     let (model, config) = (&opened.model, opened.model.config());
     // No window is longer than the context; one that was asked for is refused when the text is cut.
     let length = args.max_length.min(config.max_positions);
-    let alone = Footprint::of(model).cached(config, 1, length).windows(config, 1, length);
+    let passes = Footprint::of(model).windows(config, 1, length);
+    let has_cache = Pass::Full.step_tokens(length) < length;
+    let alone = if has_cache { passes } else { passes.cached(config, 1, length) };
     match donor {
         Some(donor) => alone.beside(&donor.model, model).windows(donor.model.config(), 1, length),
         None => alone,
