@@ -2,9 +2,12 @@
 //!
 //! The prose is public-domain; all else was written for this purpose and is given to the public domain.
 
+/// Old books: what the demo model was trained on too.
+pub const PROSE: &str = include_str!("../../../../goldens/demo/calibration.txt");
+
 /// Name and text of each kind.
 pub const KINDS: [(&str, &str); 7] = [
-    ("prose", include_str!("../../../../goldens/demo/calibration.txt")),
+    ("prose", PROSE),
     ("code", include_str!("builtin/code.txt")),
     ("data", include_str!("builtin/data.txt")),
     ("dialogue", include_str!("builtin/dialogue.txt")),

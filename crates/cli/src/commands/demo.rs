@@ -67,7 +67,7 @@ pub fn run(session: &Session, args: &DemoArgs) -> anyhow::Result<()> {
     let tokenizer = Tokenizer::open(folder.path())?;
     let text = tokenizer.encode(HELDOUT)?;
     let counts = Counts { fit: CALIBRATION_WINDOWS, select: 0, report: 0 };
-    let prose = tokenizer.encode(builtin::KINDS[0].1)?;
+    let prose = tokenizer.encode(builtin::PROSE)?;
     let calibration = Calibration::of_one("builtin:prose", split(&prose, WINDOW, counts));
     let donor_decoder = session.load(&donor)?;
 

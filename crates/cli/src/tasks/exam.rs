@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use train::eval::tasks::numbers;
 
 use crate::args::{EvalArgs, Task};
-use crate::calibration::BUILTIN;
+use crate::calibration::builtin;
 use crate::corpus::{Documents, Source};
 use crate::error::UserError;
 use crate::footprint::Footprint;
@@ -93,7 +93,7 @@ impl<'a> Exam<'a> {
     /// # Errors
     /// When a file cannot be read or holds no text.
     pub fn text(&self, wanted: Option<usize>) -> anyhow::Result<Vec<u32>> {
-        let builtin = self.args.data.is_empty().then_some(Source::Text(BUILTIN));
+        let builtin = self.args.data.is_empty().then_some(Source::Text(builtin::PROSE));
         let sources = builtin.into_iter().chain(self.args.data.iter().cloned().map(Source::File));
         let documents = Documents::of(sources, &self.args.text_field)?;
         Ok(self.session.tokens_of(&self.opened.model, documents, wanted)?.ids)
