@@ -315,3 +315,46 @@ fn a_model_learns_from_text_that_its_donor_writes() {
     train(&scratch.path("other"), "self:none").refused("--data");
     train(&scratch.path("other"), "nowhere").refused("nowhere");
 }
+
+#[test]
+fn rates_are_found_and_a_run_that_goes_on_keeps_them() {
+    let scratch = Scratch::new();
+    let (model, data) = converted(&scratch, &["--method", "separate"]);
+    let out = scratch.path("out");
+    let timid = ["--max-length", "32", "--batch-size", "2", "--loss", "kl", "--euclidean-lr", "1e-7"];
+    let args = ["--riemannian-lr", "3e-7", "--max-steps", "6", "--save-steps", "3", "--find-rates=4"];
+    let args = [&["train", &model, "-o", &out, "--data", &data], &timid[..], &args].concat();
+    let found = shrink(&[&args[..], &["--json"]].concat()).json();
+    let trials = found["rates"]["tried"]["trials"].as_array().expect("a list").clone();
+    // Rates that do next to nothing: every higher one does better.
+    assert_eq!(trials.len(), 5, "{found}");
+    let losses: Vec<f64> = trials.iter().map(|trial| trial["loss"].as_f64().expect("a loss")).collect();
+    assert!(losses.windows(2).all(|pair| pair[1] < pair[0]), "{losses:?}");
+    assert!(losses[4] < found["rates"]["tried"]["untrained"].as_f64().expect("a loss"), "{found}");
+    assert_eq!(found["rates"]["euclidean_lr"], trials[4]["euclidean_lr"]);
+    let settings = String::from_utf8(scratch.read("out.run/settings.toml")).expect("text");
+    assert!(
+        settings.contains("euclidean_lr = 1e-5") || settings.contains("euclidean_lr = 0.00001"),
+        "{settings}"
+    );
+    let log = String::from_utf8(scratch.read("out.run/log.jsonl")).expect("a log");
+    assert!(log.lines().next().is_some_and(|line| line.contains("\"rates\"")), "{log}");
+
+    let again = shrink(&[&args[..], &["--resume", "--force", "--json"]].concat()).json();
+    assert_eq!(
+        (&again["rates"]["tried"], &again["rates"]["euclidean_lr"]),
+        (&Value::Null, &trials[4]["euclidean_lr"])
+    );
+}
+
+#[test]
+fn rates_that_nobody_names_are_those_of_the_method() {
+    for (method, rate) in [("separate", 1e-3), ("cascade", 3e-5)] {
+        let scratch = Scratch::new();
+        let (model, data) = converted(&scratch, &["--method", method]);
+        let short = ["--max-length", "32", "--max-steps", "1", "--loss", "lm", "--json"];
+        let out = scratch.path("out");
+        let args = [&["train", &model, "-o", &out, "--data", &data], &short[..]].concat();
+        assert_eq!(shrink(&args).json()["rates"]["euclidean_lr"], rate, "{method}");
+    }
+}

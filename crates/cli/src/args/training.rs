@@ -11,7 +11,7 @@ use super::{GuardArgs, KeepArgs, ranges};
 #[command(after_help = "Examples:
   shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt
   shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt --loss kl --euclidean-lr 1e-4 --max-steps 200
-  shrink train ./llama-4x -o ./llama-4x-tuned --data self --loss kl --max-steps 100
+  shrink train ./llama-4x -o ./llama-4x-tuned --data self --loss kl --max-steps 100 --find-rates
   shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt --loss reconstruction --validation heldout.txt
   shrink train ./llama-4x -o ./llama-4x-tuned --data corpus.txt --config settings.toml --resume")]
 pub struct TrainArgs {
@@ -39,6 +39,9 @@ pub struct TrainArgs {
     /// Folder of the run: settings, log and snapshots [default: OUT.run]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
+    /// Search the learning rates first, by short runs of so many steps from the same start [steps: 10]
+    #[arg(long, value_name = "STEPS", num_args = 0..=1, require_equals = true, default_missing_value = "10", value_parser = ranges::count())]
+    pub find_rates: Option<usize>,
     /// Go on from the run's last snapshot, as if nothing had happened
     #[arg(long)]
     pub resume: bool,
@@ -66,10 +69,10 @@ pub struct SettingArgs {
     /// What is minimised [default: distillation]
     #[arg(long, value_enum, value_name = "LOSS")]
     pub loss: Option<Loss>,
-    /// Learning rate of W_down and of cascade's cross terms, by AdamW [default: 1e-5]
+    /// Learning rate of W_down and of cascade's cross terms, by AdamW [default: 1e-3; cascade 3e-5; deepseek 2e-4]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, value_parser = ranges::rate("euclidean_lr"))]
     pub euclidean_lr: Option<f64>,
-    /// Learning rate of W_up, by Riemannian Adam [default: 1e-4]
+    /// Learning rate of W_up, by Riemannian Adam [default: 3e-3; cascade 3e-4; deepseek 2e-3]
     #[arg(long, value_name = "RATE", allow_negative_numbers = true, value_parser = ranges::rate("riemannian_lr"))]
     pub riemannian_lr: Option<f64>,
     /// How often the text is gone through [default: 3]

@@ -17,18 +17,19 @@ use crate::record::{CARD, Measured, RECORD, Record, card};
 use crate::report::count;
 use crate::session::{Opened, Session};
 use crate::training::{
-    RunFolder, Validation, donor, donor_name, files, originals, recorded_donor, settings, text,
+    RunFolder, Validation, donor, donor_name, files, originals, rates, recorded_donor, settings, text,
 };
 
 /// Trains a converted model and writes the result.
 pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
     // What can be refused is refused before anything is computed.
-    let settings = settings(args)?;
-    check(args, &settings)?;
-    let objective = settings.objective();
-    let Some(section) = session.describe(&args.model)?.1 else {
+    let (config, section) = session.describe(&args.model)?;
+    let Some(section) = section else {
         return Err(UserError::NotConverted { path: args.model.clone() }.into());
     };
+    let mut settings = settings(args, &config)?;
+    check(args, &settings)?;
+    let objective = settings.objective();
     let lacks_originals = objective.needs_originals() && !section.store_original_weights;
     if let Some(teacher) = args.teacher.as_deref().filter(|_| objective.needs_teacher() || lacks_originals) {
         session.describe(teacher)?;
@@ -83,6 +84,11 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
         false => None,
     };
     let sources = Sources { teacher: teacher.as_ref(), originals: originals.as_ref() };
+    let tried = match args.find_rates {
+        None => None,
+        Some(_) if args.resume && rates::resumed(&run_dir, &mut settings)? => None,
+        Some(steps) => Some(rates::search(session, &student, sources, &windows, &mut settings, steps)?),
+    };
     let mut trainer = Trainer::new(student, sources, &windows, settings.clone())?;
     if let Some(validation) = &validation {
         trainer.origin_mut().add_text("validation text", [validation.text()]);
@@ -93,6 +99,9 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
         trainer.restore(snapshot)?;
     }
     let mut folder = RunFolder::open(&run_dir, &settings, resumed)?;
+    if let Some(tried) = &tried {
+        folder.log(json!({ "step": 0, "rates": tried }))?;
+    }
     note_sizes(session, &trainer);
     if let Some(validation) = &mut validation {
         validation.remember(folder.validated());
@@ -115,6 +124,7 @@ pub fn run(session: &Session, args: &TrainArgs) -> anyhow::Result<()> {
         "run": run_dir.display().to_string(),
         "loss": objective.name(),
         "steps": steps,
+        "rates": { "euclidean_lr": settings.euclidean_lr, "riemannian_lr": settings.riemannian_lr, "tried": tried },
         "stopped_early": stopped,
         "written_step": chosen.step,
         "trainable": trainable(&trainer),

@@ -66,6 +66,23 @@ impl RunFolder {
         Ok(Self { path: path.to_owned(), file, _lock: lock, lines, snapshots })
     }
 
+    /// The settings of the run in a folder, where there is one.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn settings(path: &Path) -> anyhow::Result<Option<Settings>> {
+        let path = path.join(SETTINGS);
+        if !path.exists() {
+            return Ok(None);
+        }
+        let text = fs::read_to_string(&path).map_err(io("read", &path))?;
+        let bad = |error: toml::de::Error| UserError::Settings {
+            path: path.display().to_string(),
+            reason: error.message().to_owned(),
+        };
+        Ok(Some(toml::from_str(&text).map_err(bad)?))
+    }
+
     /// The snapshots of the run in a folder, whether or not it is there.
     pub fn snapshots(path: &Path, settings: &Settings) -> Snapshots {
         Snapshots::new(path.join(SNAPSHOTS), settings.save_total_limit)

@@ -2,6 +2,7 @@
 
 mod curves;
 mod folder;
+pub mod rates;
 mod settings;
 mod sources;
 mod validation;

@@ -1,20 +1,32 @@
 //! The settings of a run: a file's, with the flags over them.
 
-use train::{Loss, Schedule, Settings};
+use mla_core::DecoderConfig;
+use train::{Loss, Schedule, Settings, default_rates};
 
 use crate::args::{self, SettingArgs, TrainArgs};
 use crate::error::UserError;
 
-/// The settings of the file, with the flags over them.
-pub fn settings(args: &TrainArgs) -> anyhow::Result<Settings> {
+/// The settings of the file, with the flags over them; rates that neither names are those for a model of this graph.
+pub fn settings(args: &TrainArgs, config: &DecoderConfig) -> anyhow::Result<Settings> {
+    let mut file = toml::Table::new();
     let mut settings = match &args.config {
         None => Settings::default(),
         Some(path) => {
             let bad = |reason: String| UserError::Settings { path: path.display().to_string(), reason };
             let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+            file = text.parse().map_err(|e: toml::de::Error| bad(e.message().to_owned()))?;
             toml::from_str(&text).map_err(|e| bad(e.message().to_owned()))?
         }
     };
+    let rates = default_rates(config);
+    for (setting, name, rate) in [
+        (&mut settings.euclidean_lr, "euclidean_lr", rates.euclidean),
+        (&mut settings.riemannian_lr, "riemannian_lr", rates.riemannian),
+    ] {
+        if !file.contains_key(name) {
+            *setting = rate;
+        }
+    }
     let SettingArgs { loss, schedule, .. } = &args.settings;
     if let Some(loss) = loss {
         settings.loss = match loss {

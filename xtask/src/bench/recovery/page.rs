@@ -58,7 +58,7 @@ fn runs_table(runs: &[&Run], names: &[&str], donor: &[f64]) -> String {
     let best = runs.iter().map(|run| run.after[0]).fold(f64::INFINITY, f64::min);
     let row = |run: &&Run| {
         let trained = &run.trained;
-        let of = if trained.is_default { " (default)" } else { "" };
+        let of = if trained.is_cacheshrinks { " (cacheshrink)" } else { "" };
         let mut cells = vec![
             trained.loss.clone(),
             format!("{:e}, {:e}{of}", trained.euclidean_lr, trained.riemannian_lr),
@@ -107,7 +107,7 @@ mod tests {
         };
         let page = page(&record).expect("a run");
         let rows = [
-            "| reconstruction | 1e-5, 1e-4 (default) | 4.000 | 4.000 | 0% | 2.000 | 2.000 | 0% | 10.0 | 1.00 GiB | 3e-7 |",
+            "| reconstruction | 1e-5, 1e-4 (cacheshrink) | 4.000 | 4.000 | 0% | 2.000 | 2.000 | 0% | 10.0 | 1.00 GiB | 3e-7 |",
             "4.000 | **2.000** | 50% |",
         ];
         for row in rows {

@@ -85,12 +85,12 @@ pub struct Trained {
     pub euclidean_lr: f64,
     /// Learning rate of W_up.
     pub riemannian_lr: f64,
-    /// Whether the rates are the program's defaults.
-    pub is_default: bool,
+    /// Whether the rates are those that cacheshrink defaults to.
+    pub is_cacheshrinks: bool,
 }
 
-/// The program's default rates.
-const DEFAULT: (f64, f64) = (1e-5, 1e-4);
+/// What cacheshrink defaults to.
+const CACHESHRINK: (f64, f64) = (1e-5, 1e-4);
 /// The control: all ranks full, so that it is the donor to rounding, with the matrices that train in its place.
 const CONTROL: &str = "donor";
 
@@ -141,11 +141,11 @@ impl Conversion {
         };
         let of = |loss: &&str| {
             let loss = (*loss).to_owned();
-            [DEFAULT, self.found].map(|rates| Trained {
+            [CACHESHRINK, self.found].map(|rates| Trained {
                 loss: loss.clone(),
                 euclidean_lr: rates.0,
                 riemannian_lr: rates.1,
-                is_default: rates == DEFAULT,
+                is_cacheshrinks: rates == CACHESHRINK,
             })
         };
         losses.iter().flat_map(of).collect()
