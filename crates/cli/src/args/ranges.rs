@@ -18,6 +18,8 @@ const THREADS: u64 = 1024;
 const LINES: u64 = 10_000;
 /// Repetitions that are not bounded by a text or a model, and bring nothing any more long before this.
 const ROUNDS: u64 = 1000;
+/// Steps of a trial of learning rates at most.
+const TRIAL_STEPS: u64 = 1000;
 
 /// A parser of floating-point numbers.
 pub trait Number: Fn(&str) -> Result<f64, String> + Clone + Send + Sync + 'static {}
@@ -56,6 +58,11 @@ pub fn lines() -> RangedU64ValueParser<usize> {
 /// A place in a text, from its start to its end.
 pub fn depth() -> impl Number {
     number(0.0..=1.0)
+}
+
+/// Steps of a trial: more are a run.
+pub fn trial_steps() -> RangedU64ValueParser<usize> {
+    (1..=TRIAL_STEPS).into()
 }
 
 /// Rounds of a refinement; none is allowed.

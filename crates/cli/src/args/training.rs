@@ -40,7 +40,7 @@ pub struct TrainArgs {
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
     /// Search the learning rates first, by short runs of so many steps from the same start [steps: 10]
-    #[arg(long, value_name = "STEPS", num_args = 0..=1, require_equals = true, default_missing_value = "10", value_parser = ranges::count())]
+    #[arg(long, value_name = "STEPS", num_args = 0..=1, require_equals = true, default_missing_value = "10", value_parser = ranges::trial_steps())]
     pub find_rates: Option<usize>,
     /// Go on from the run's last snapshot, as if nothing had happened
     #[arg(long)]
