@@ -25,7 +25,7 @@ const DEFAULT: [&str; 2] = ["builtin", "self"];
 
 /// Windows to choose plans by, and to report on: so many of each kind, and in all so many at least.
 const SELECT: (usize, usize) = (1, 4);
-const REPORT: (usize, usize) = (2, 8);
+const REPORT: (usize, usize) = (4, 16);
 
 /// Fewer calibration tokens than this for each dimension of the residual stream leave directions undetermined.
 const FEW_TOKENS_A_DIMENSION: usize = 10;
@@ -155,8 +155,9 @@ impl Mixture {
         let aside = |(each, least): (usize, usize)| each.max(least.div_ceil(fits.len()));
         // Of few windows few are measured on.
         let all: usize = fits.iter().map(|(_, count)| count).sum();
-        let bounded = |count: usize| count.min((all / (8 * fits.len())).max(1));
-        let counts = |fit| Counts { fit, select: bounded(aside(SELECT)), report: bounded(aside(REPORT)) };
+        let bounded = |count: usize, of: usize| count.min((all / (of * fits.len())).max(1));
+        let (select, report) = (bounded(aside(SELECT), 8), bounded(aside(REPORT), 4));
+        let counts = |fit| Counts { fit, select, report };
         let shares =
             fits.iter().map(|(named, fit)| Share { named: named.clone(), counts: counts(*fit) }).collect();
         Ok(Self { source: names.join(", "), shares, length })
