@@ -11,7 +11,9 @@ pub use exporting::{ExportArgs, Format, ImportArgs, PushArgs};
 pub use factorising::{
     CalibrationArgs, KeepArgs, Latents, Layout, Method, MethodArgs, Objective, Ranks, StatisticsArgs,
 };
-pub use running::{BenchArgs, CacheArgs, CacheDtype, EvalArgs, GenerateArgs, GuardArgs, MemoryArgs};
+pub use running::{
+    BenchArgs, CacheArgs, CacheDtype, EvalArgs, GenerateArgs, GuardArgs, MemoryArgs, WeightArgs, WeightDtype,
+};
 pub use tasks::{Task, TaskArgs};
 pub use training::{Loss, Schedule, SettingArgs, TrainArgs};
 

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use handlers::{Model, TensorSpec};
-use mla_core::{DecoderConfig, WeightSource};
+use mla_core::{DecoderConfig, WeightDtype, WeightSource};
 use train::Settings;
 use train::eval::Pass;
 
@@ -32,6 +32,8 @@ const PREFILL: usize = 512;
 /// Bytes that a command takes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Footprint {
+    /// What large matrices are held as.
+    weights: WeightDtype,
     /// The program and weights, which stay.
     held: f64,
     /// A matrix that is laid out anew while it is loaded, and is there twice for that moment.
@@ -41,10 +43,17 @@ pub struct Footprint {
 }
 
 impl Footprint {
-    /// A program with a model's weights.
+    /// A program with a model's weights in f32.
     pub fn of(model: &Model) -> Self {
-        let largest = model.specs().iter().map(|spec| product(&spec.shape)).fold(0.0, f64::max);
-        Self { held: BASE_BYTES + NUMBER * numbers(model.specs()), loading: NUMBER * largest, running: 0.0 }
+        Self::running(model, WeightDtype::F32)
+    }
+
+    /// A program with a model's weights, held as it is said.
+    pub fn running(model: &Model, weights: WeightDtype) -> Self {
+        let of = |spec: &TensorSpec| product(&spec.shape) * number(model, spec, weights);
+        let largest = model.specs().iter().map(of).fold(0.0, f64::max);
+        let held = BASE_BYTES + held(model, model.specs(), weights);
+        Self { weights, held, loading: largest, running: 0.0 }
     }
 
     /// With a second model beside the first: a conversion and its donor have most weights in common, which are then held once.
@@ -53,12 +62,13 @@ impl Footprint {
             && model.section().is_some() != first.section().is_some();
         let own = match related {
             true => {
-                let held: HashSet<&str> = first.specs().iter().map(|spec| spec.key.as_str()).collect();
-                numbers(model.specs().iter().filter(|spec| !held.contains(spec.key.as_str())))
+                let known: HashSet<&str> = first.specs().iter().map(|spec| spec.key.as_str()).collect();
+                let own = model.specs().iter().filter(|spec| !known.contains(spec.key.as_str()));
+                held(model, own, self.weights)
             }
-            false => numbers(model.specs()),
+            false => held(model, model.specs(), self.weights),
         };
-        Self { held: self.held + NUMBER * own, ..self }
+        Self { held: self.held + own, ..self }
     }
 
     /// With a cache, and passes that read it: prompts a chunk at a time, then a token a sequence.
@@ -138,10 +148,22 @@ fn activations(config: &DecoderConfig, rows: usize, length: usize) -> f64 {
     NUMBER * rows as f64 * (6.0 * d_model + 3.0 * d_ff + 2.0 * kv + 2.0 * heads * length as f64)
 }
 
-/// Numbers of the tensors; one that several specs share parts of counts once.
-fn numbers<'a>(specs: impl IntoIterator<Item = &'a TensorSpec>) -> f64 {
+/// Bytes of the tensors; one that several specs share parts of counts once.
+fn held<'a>(model: &Model, specs: impl IntoIterator<Item = &'a TensorSpec>, weights: WeightDtype) -> f64 {
     let mut seen = HashSet::new();
-    specs.into_iter().filter(|spec| seen.insert(spec.key.as_str())).map(|spec| product(&spec.shape)).sum()
+    let once = specs.into_iter().filter(|spec| seen.insert(spec.key.as_str()));
+    once.map(|spec| product(&spec.shape) * number(model, spec, weights)).sum()
+}
+
+/// Bytes of a number of a tensor. What a conversion put in is held in f32 always.
+fn number(model: &Model, spec: &TensorSpec, weights: WeightDtype) -> f64 {
+    let checkpoint = model.checkpoint();
+    let is_large = spec.shape.len() > 1 && !spec.key.contains(".mla.");
+    let stored = || checkpoint.dtype(&spec.key, checkpoint.get(&spec.key)?).ok();
+    match weights {
+        WeightDtype::Stored if is_large => stored().map_or(NUMBER, |dtype| dtype.bytes() as f64),
+        _ => NUMBER,
+    }
 }
 
 fn product(shape: &[usize]) -> f64 {

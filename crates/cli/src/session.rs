@@ -9,11 +9,11 @@ use burn::tensor::Device;
 use calib::Factors;
 use handlers::hub::{Hub, ModelFolder, Need};
 use handlers::{MlaSection, Model, Registry, Tokenizer, read_config};
-use mla_core::{Decoder, DecoderConfig, Patch, SourceError, WeightSource};
+use mla_core::{Decoder, DecoderConfig, Patch, SourceError, WeightDtype, WeightSource};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use crate::args::{CacheArgs, CacheDtype, Global};
+use crate::args::{self, CacheArgs, CacheDtype, Global, WeightArgs};
 use crate::calibration::hex;
 use crate::corpus::{self, Documents, Tokens};
 use crate::error::UserError;
@@ -214,14 +214,25 @@ impl Session {
         Ok(())
     }
 
-    /// Loads every weight of an opened model, its latents cut short where that was asked for.
+    /// The type in which large matrices are held: what was asked for, else as they are stored where products widen them as they read.
+    pub fn weights(&self, args: WeightArgs) -> WeightDtype {
+        match args.weight_dtype {
+            Some(args::WeightDtype::F32) => WeightDtype::F32,
+            Some(args::WeightDtype::Stored) => WeightDtype::Stored,
+            None if self.computes_on_host() => WeightDtype::Stored,
+            None => WeightDtype::F32,
+        }
+    }
+
+    /// Loads every weight of an opened model to run it, its latents cut short where that was asked for.
     ///
     /// # Errors
     /// As [`load`](Self::load).
-    pub fn load_opened(&self, opened: &Opened) -> anyhow::Result<Decoder> {
+    pub fn load_opened(&self, opened: &Opened, weights: WeightArgs) -> anyhow::Result<Decoder> {
+        let (model, device, weights) = (&opened.model, &self.device, self.weights(weights));
         match &opened.shorter {
-            None => self.load(&opened.model),
-            Some(shorter) => self.loading(|| Decoder::load(&shorter.over(&opened.model), &self.device)),
+            None => self.loading(|| Decoder::load_as(model, device, weights)),
+            Some(shorter) => self.loading(|| Decoder::load_as(&shorter.over(model), device, weights)),
         }
     }
 

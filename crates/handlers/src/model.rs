@@ -138,42 +138,50 @@ impl Model {
         self.checkpoint.dtype(&spec.key, tensor)
     }
 
-    /// A slot's numbers as stored: row-major, `[d_out, d_in]` or `[d_in, d_out]` as its layout says, fused tensors cut.
+    /// A slot's numbers: row-major, `[d_out, d_in]` or `[d_in, d_out]` as its layout says, fused tensors cut.
     ///
     /// # Errors
     /// When the slot is absent, cannot be read, or holds NaN or infinity.
     pub fn read(&self, slot: Slot) -> Result<(Vec<f32>, &TensorSpec), Error> {
+        let (bytes, dtype, spec) = self.read_bytes(slot)?;
+        let mut values = Vec::with_capacity(bytes.len() / dtype.bytes());
+        dtype.decode(&bytes, &mut values);
+        Ok((values, spec))
+    }
+
+    /// As [`read`](Self::read), in the type it is stored in, little-endian.
+    fn read_bytes(&self, slot: Slot) -> Result<(Vec<u8>, Dtype, &TensorSpec), Error> {
         let spec = self.spec(slot)?;
         let tensor = self.stored(&spec.key);
         let dtype = self.checkpoint.dtype(&spec.key, tensor)?;
-        let [d_out, d_in] = spec.slot_shape();
+        let [_, d_in] = spec.slot_shape();
         let (size, experts) = (dtype.bytes(), spec.expert.map_or(1, |_| spec.shape[0]));
         let one = spec.shape.iter().product::<usize>() / experts * size;
         let start = spec.expert.unwrap_or(0) * one;
-        let mut values = Vec::with_capacity(d_out * d_in);
-        match (&spec.outputs, spec.layout) {
-            (None, _) => dtype.decode(&self.checkpoint.read_part(tensor, start, one)?, &mut values),
+        let bytes = match (&spec.outputs, spec.layout) {
+            (None, _) => self.checkpoint.read_part(tensor, start, one)?,
             (Some(outputs), Layout::OutIn) => {
                 let row = d_in * size;
+                let mut bytes = Vec::new();
                 for piece in outputs.pieces() {
-                    let part =
-                        self.checkpoint.read_part(tensor, start + piece.start * row, piece.len() * row)?;
-                    dtype.decode(&part, &mut values);
+                    let (start, len) = (start + piece.start * row, piece.len() * row);
+                    bytes.extend(self.checkpoint.read_part(tensor, start, len)?);
                 }
+                bytes
             }
             (Some(outputs), Layout::InOut) => {
                 let stored_row = spec.shape[spec.shape.len() - 1] * size;
                 let whole = self.checkpoint.read_part(tensor, start, one)?;
-                for row in whole.chunks_exact(stored_row) {
-                    for piece in outputs.pieces() {
-                        dtype.decode(&row[piece.start * size..piece.end * size], &mut values);
-                    }
-                }
+                let cut = |row: &[u8]| {
+                    let of = outputs.pieces().map(|piece| &row[piece.start * size..piece.end * size]);
+                    of.collect::<Vec<_>>().concat()
+                };
+                whole.chunks_exact(stored_row).flat_map(cut).collect()
             }
-        }
-        match values.iter().position(|v| !v.is_finite()) {
-            None => Ok((values, spec)),
-            Some(index) => Err(self.not_finite(&spec.key, index, values[index])),
+        };
+        match dtype.first_not_finite(&bytes) {
+            None => Ok((bytes, dtype, spec)),
+            Some((index, value)) => Err(self.not_finite(&spec.key, index, value)),
         }
     }
 
@@ -213,6 +221,20 @@ impl WeightSource for Model {
         Ok(match spec.layout {
             Layout::OutIn => Tensor::from_data(TensorData::new(values, [d_out, d_in]), device),
             Layout::InOut => Tensor::from_data(TensorData::new(values, [d_in, d_out]), device).transpose(),
+        })
+    }
+
+    fn matrix_as_stored(&self, slot: Slot, device: &Device) -> Result<Tensor<2>, SourceError> {
+        let (bytes, dtype, spec) = self.read_bytes(slot)?;
+        let dtype = dtype.of_tensors();
+        let [d_out, d_in] = spec.slot_shape();
+        let tensor = |shape: [usize; 2]| {
+            let data = TensorData::from_bytes_vec(bytes, shape, dtype);
+            Tensor::from_data(data, (device, dtype))
+        };
+        Ok(match spec.layout {
+            Layout::OutIn => tensor([d_out, d_in]),
+            Layout::InOut => tensor([d_in, d_out]).transpose(),
         })
     }
 

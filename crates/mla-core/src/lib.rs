@@ -25,7 +25,7 @@ mod weights;
 
 pub use attention::Attention;
 pub use cache::{Cache, CacheDtype, CacheError, Memory, PassLatents};
-pub use decoder::{Block, Decoder, DecoderConfig};
+pub use decoder::{Block, Decoder, DecoderConfig, WeightDtype};
 pub use linear::linear;
 pub use norm::HeadNorm;
 pub use positions::Padding;

@@ -1,7 +1,7 @@
 //! A linear layer as one product of two matrices.
 
 use burn::nn::Linear;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Tensor};
 
 use crate::host;
 
@@ -18,11 +18,19 @@ pub fn linear<const D: usize>(layer: &Linear, x: Tensor<D>) -> Tensor<D> {
     let [d_in, d_out] = layer.weight.dims();
     let rows: usize = shape[..D - 1].iter().product();
     let (x, weight) = (x.reshape([rows, d_in]), layer.weight.val());
-    let out = host::product(&x, &weight).unwrap_or_else(|| x.matmul(weight));
+    let out = host::product(&x, &weight).unwrap_or_else(|| x.matmul(widened(weight)));
     let out = match &layer.bias {
         Some(bias) => out + bias.val().unsqueeze::<2>(),
         None => out,
     };
     shape[D - 1] = d_out;
     out.reshape(shape)
+}
+
+/// A weight in the type that is computed in: of 16 bits a copy, of f32 itself.
+pub(crate) fn widened<const D: usize>(weight: Tensor<D>) -> Tensor<D> {
+    match weight.dtype() {
+        DType::BF16 | DType::F16 => weight.cast(DType::F32),
+        _ => weight,
+    }
 }

@@ -25,6 +25,14 @@ pub trait WeightSource {
     /// When the slot is absent or cannot be read.
     fn matrix(&self, slot: Slot, device: &Device) -> Result<Tensor<2>, SourceError>;
 
+    /// A matrix as it is stored, f32 or 16 bits: what [`matrix`](Self::matrix) gives, not widened.
+    ///
+    /// # Errors
+    /// When the slot is absent or cannot be read.
+    fn matrix_as_stored(&self, slot: Slot, device: &Device) -> Result<Tensor<2>, SourceError> {
+        self.matrix(slot, device)
+    }
+
     /// A vector as f32 on `device`.
     ///
     /// # Errors
@@ -167,6 +175,13 @@ impl<P: Patch, S: WeightSource> WeightSource for Overlay<'_, P, S> {
         match self.patch.get(slot)? {
             Some(matrix) => Ok(matrix.to_tensor(device)),
             None => self.base.matrix(slot, device),
+        }
+    }
+
+    fn matrix_as_stored(&self, slot: Slot, device: &Device) -> Result<Tensor<2>, SourceError> {
+        match self.patch.get(slot)? {
+            Some(matrix) => Ok(matrix.to_tensor(device)),
+            None => self.base.matrix_as_stored(slot, device),
         }
     }
 

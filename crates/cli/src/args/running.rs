@@ -17,6 +17,24 @@ pub struct CacheArgs {
     pub compression_ratio: Option<f64>,
 }
 
+/// How a model's weights are held.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct WeightArgs {
+    /// Type in which large matrices are held: as they are stored, or widened to f32 at once, which takes twice the memory of 16-bit ones
+    /// and gives the same numbers [default: stored on the CPU, f32 elsewhere]
+    #[arg(long, value_enum, value_name = "DTYPE")]
+    pub weight_dtype: Option<WeightDtype>,
+}
+
+/// What a weight is held as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeightDtype {
+    /// As it is in the file.
+    Stored,
+    /// As it is computed with.
+    F32,
+}
+
 /// What a machine without room for it refuses.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct GuardArgs {
@@ -104,6 +122,9 @@ pub struct EvalArgs {
     /// How it is cached
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// How it is held
+    #[command(flatten)]
+    pub weights: WeightArgs,
     /// What is refused
     #[command(flatten)]
     pub guard: GuardArgs,
@@ -142,6 +163,9 @@ pub struct GenerateArgs {
     /// How it is cached
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// How it is held
+    #[command(flatten)]
+    pub weights: WeightArgs,
     /// What is refused
     #[command(flatten)]
     pub guard: GuardArgs,
@@ -201,6 +225,9 @@ pub struct BenchArgs {
     /// How it is cached
     #[command(flatten)]
     pub cache: CacheArgs,
+    /// How it is held
+    #[command(flatten)]
+    pub weights: WeightArgs,
     /// What is refused
     #[command(flatten)]
     pub guard: GuardArgs,

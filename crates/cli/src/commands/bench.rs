@@ -106,9 +106,13 @@ pub fn run(session: &Session, args: &BenchArgs) -> anyhow::Result<()> {
     // With the steps behind the context.
     let tokens = tokens.map_or(0, |tokens| tokens + args.repeat + 1);
     let config = opened.model.config();
-    let footprint = Footprint::of(&opened.model).cached(config, batch.copied().unwrap_or(1), tokens);
+    let footprint = Footprint::running(&opened.model, session.weights(args.weights)).cached(
+        config,
+        batch.copied().unwrap_or(1),
+        tokens,
+    );
     footprint.check(session, "the measurement", args.guard.overcommit)?;
-    let decoder = session.load_opened(&opened)?;
+    let decoder = session.load_opened(&opened, args.weights)?;
     let cases = |batch: usize| {
         let prefill = args.prefill.iter().map(move |&tokens| Case { what: Pass::Prefill, tokens, batch });
         prefill.chain(contexts.iter().map(move |&tokens| Case { what: Pass::Decode, tokens, batch }))

@@ -1,6 +1,6 @@
 //! `shrink eval`.
 
-use mla_core::{CacheDtype, Decoder, Padding, WeightSource};
+use mla_core::{CacheDtype, Decoder, Padding, WeightDtype, WeightSource};
 use serde_json::{Value, json};
 use train::eval::{
     CacheSize, Divergence, Pass, Perplexity, TokenBytes, Windowing, cache_sizes, compare, perplexity,
@@ -26,8 +26,12 @@ pub fn run(session: &Session, args: &EvalArgs) -> anyhow::Result<()> {
     let tokens = session.tokens(&opened.model, &args.data, &args.text_field, wanted)?;
     let donor = args.against.as_deref().map(|name| session.open(name)).transpose()?;
     donor.as_ref().map_or(Ok(()), |donor| session.check_own_cache(donor.model.config()))?;
-    footprint(&opened, donor.as_ref(), args).check(session, "the evaluation", args.guard.overcommit)?;
-    let model = session.load_opened(&opened)?;
+    footprint(&opened, donor.as_ref(), args, session.weights(args.weights)).check(
+        session,
+        "the evaluation",
+        args.guard.overcommit,
+    )?;
+    let model = session.load_opened(&opened, args.weights)?;
     let pass = if args.through_cache { Pass::ThroughCache } else { Pass::Full };
 
     let beside = |opened: Opened| session.load_beside(&opened.model, &model).map(|donor| (opened, donor));
@@ -146,11 +150,11 @@ fn position_table(scored: &Perplexity, gap: Option<&Divergence>) -> String {
     report::table(header, &rows.collect::<Vec<_>>())
 }
 
-fn footprint(opened: &Opened, donor: Option<&Opened>, args: &EvalArgs) -> Footprint {
+fn footprint(opened: &Opened, donor: Option<&Opened>, args: &EvalArgs, weights: WeightDtype) -> Footprint {
     let (model, config) = (&opened.model, opened.model.config());
     // No window is longer than the context; one that was asked for is refused when the text is cut.
     let length = args.max_length.min(config.max_positions);
-    let passes = Footprint::of(model).windows(config, 1, length);
+    let passes = Footprint::running(model, weights).windows(config, 1, length);
     let has_cache = Pass::Full.step_tokens(length) < length;
     let alone = if has_cache { passes } else { passes.cached(config, 1, length) };
     match donor {

@@ -23,9 +23,10 @@ pub fn run(session: &Session, args: &GenerateArgs) -> anyhow::Result<()> {
     let config = opened.model.config();
     let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
     let capacity = longest.saturating_add(args.max_new_tokens).min(config.max_positions);
-    let footprint = Footprint::of(&opened.model).cached(config, ids.len(), capacity);
+    let footprint =
+        Footprint::running(&opened.model, session.weights(args.weights)).cached(config, ids.len(), capacity);
     footprint.check(session, "the generation", args.guard.overcommit)?;
-    let decoder = session.load_opened(&opened)?;
+    let decoder = session.load_opened(&opened, args.weights)?;
     let options = GenerateOptions {
         max_new_tokens: args.max_new_tokens,
         sampling,

@@ -124,14 +124,14 @@ impl<'a> Exam<'a> {
     /// When there is none, or a weight cannot be read.
     pub fn load(&self, sequences: usize, length: usize) -> anyhow::Result<Examined> {
         let model = &self.opened.model;
-        let alone = Footprint::of(model);
+        let alone = Footprint::running(model, self.session.weights(self.args.weights));
         // One after the other, and a donor's cache is the larger one.
         let footprint = match &self.donor {
             None => alone.cached(model.config(), sequences, length),
             Some(donor) => alone.beside(&donor.model, model).cached(donor.model.config(), sequences, length),
         };
         footprint.check(self.session, "the evaluation", self.args.guard.overcommit)?;
-        let model = self.session.load_opened(&self.opened)?;
+        let model = self.session.load_opened(&self.opened, self.args.weights)?;
         let beside = |donor: &Opened| self.session.load_beside(&donor.model, &model);
         let donor = self.donor.as_ref().map(beside).transpose()?;
         Ok(Examined { model, donor })

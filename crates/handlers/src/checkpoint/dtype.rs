@@ -1,5 +1,6 @@
 //! The float types weights are stored in, and their conversion.
 
+use burn::tensor::DType;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -38,6 +39,15 @@ impl Dtype {
             Dtype::F32 => "float32",
             Dtype::Bf16 => "bfloat16",
             Dtype::F16 => "float16",
+        }
+    }
+
+    /// As tensors name it.
+    pub(crate) fn of_tensors(self) -> DType {
+        match self {
+            Dtype::F32 => DType::F32,
+            Dtype::Bf16 => DType::BF16,
+            Dtype::F16 => DType::F16,
         }
     }
 

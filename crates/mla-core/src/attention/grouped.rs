@@ -9,7 +9,7 @@ use super::host;
 use super::inputs::{Keys, Queries};
 use super::scores::{Scores, join_heads, split_heads};
 use crate::cache::Memory;
-use crate::linear::linear;
+use crate::linear::{linear, widened};
 
 /// Grouped-query attention (Ainslie et al. 2023); multi-head and multi-query are its ends.
 #[derive(Module, Debug)]
@@ -42,7 +42,7 @@ impl GroupedAttention {
     /// # Shapes
     /// - `h`: `[batch, t, d_model]` → both `[batch, t, d_kv]`
     pub fn latent_targets(&self, h: Tensor<3>) -> (Tensor<3>, Tensor<3>) {
-        (self.keys.latent_target(h.clone()), h.matmul(self.v_proj.weight.val().unsqueeze::<3>()))
+        (self.keys.latent_target(h.clone()), h.matmul(widened(self.v_proj.weight.val()).unsqueeze::<3>()))
     }
 
     /// What the layer adds to the residual stream, given keys and values from [`project`](Self::project).

@@ -10,7 +10,7 @@ use burn::tensor::Tensor;
 
 use super::frame::Frame;
 use super::scores::split_heads;
-use crate::linear::linear;
+use crate::linear::{linear, widened};
 use crate::norm::HeadNorm;
 
 /// `W_q` and what follows it.
@@ -75,7 +75,7 @@ impl Keys {
     pub fn latent_target(&self, h: Tensor<3>) -> Tensor<3> {
         match self.norm {
             Some(_) => self.project(h),
-            None => h.matmul(self.proj.weight.val().unsqueeze::<3>()),
+            None => h.matmul(widened(self.proj.weight.val()).unsqueeze::<3>()),
         }
     }
 }

@@ -4,7 +4,7 @@ use burn::nn::Linear;
 use burn::tensor::{Device, Int, Tensor, TensorData};
 
 use super::config::{DecoderConfig, HeadKind, PositionKind};
-use super::reader::Reader;
+use super::reader::{Reader, WeightDtype};
 use super::{Block, Decoder};
 use crate::attention::{Attention, Frame, Keys};
 use crate::norm::Norm;
@@ -25,7 +25,7 @@ impl Block {
     /// # Errors
     /// When the source fails.
     pub fn load<S: WeightSource>(source: &S, layer: usize, device: &Device) -> Result<Self, SourceError> {
-        Reader { source, device }.block(layer, &[])
+        Reader { source, device, weights: WeightDtype::F32 }.block(layer, &[])
     }
 }
 
@@ -35,7 +35,7 @@ impl Attention {
     /// # Errors
     /// When the source fails.
     pub fn load<S: WeightSource>(source: &S, layer: usize, device: &Device) -> Result<Self, SourceError> {
-        Reader { source, device }.attention(layer, &[])
+        Reader { source, device, weights: WeightDtype::F32 }.attention(layer, &[])
     }
 }
 
@@ -45,7 +45,7 @@ impl Keys {
     /// # Errors
     /// When the source fails.
     pub fn load<S: WeightSource>(source: &S, layer: usize, device: &Device) -> Result<Self, SourceError> {
-        Reader { source, device }.keys(layer)
+        Reader { source, device, weights: WeightDtype::F32 }.keys(layer)
     }
 }
 
@@ -55,34 +55,47 @@ impl Norm {
     /// # Errors
     /// When the source fails.
     pub fn load_final<S: WeightSource>(source: &S, device: &Device) -> Result<Self, SourceError> {
-        Reader { source, device }.norm(Slot::FinalNorm)
+        Reader { source, device, weights: WeightDtype::F32 }.norm(Slot::FinalNorm)
     }
 }
 
 impl Decoder {
-    /// Loads a whole model.
+    /// Loads a whole model, in f32.
     ///
     /// # Errors
     /// When the source fails.
     pub fn load<S: WeightSource>(source: &S, device: &Device) -> Result<Self, SourceError> {
-        Self::load_with(source, device, |block, _| block)
+        Self::load_as(source, device, WeightDtype::F32)
+    }
+
+    /// Loads a whole model, its large matrices in the type that is asked for.
+    ///
+    /// # Errors
+    /// When the source fails.
+    pub fn load_as<S: WeightSource>(
+        source: &S,
+        device: &Device,
+        weights: WeightDtype,
+    ) -> Result<Self, SourceError> {
+        Self::load_with(source, device, weights, |block, _| block)
     }
 
     /// Loads a whole model; every block goes through `each`, with its layer, before the next is read.
     pub(super) fn load_with<S: WeightSource>(
         source: &S,
         device: &Device,
+        weights: WeightDtype,
         each: impl Fn(Block, usize) -> Block,
     ) -> Result<Self, SourceError> {
         let config = source.config().clone();
-        let read = Reader { source, device };
+        let read = Reader { source, device, weights };
         let positions = match config.position {
             PositionKind::Learned => Some(read.embedding(Slot::PositionEmbedding)?),
             PositionKind::Rope(_) => None,
         };
         let head = match config.head {
             HeadKind::Tied => None,
-            HeadKind::Own => Some(Linear { weight: read.transposed(Slot::Head)?, bias: None }),
+            HeadKind::Own => Some(Linear { weight: read.large_transposed(Slot::Head)?, bias: None }),
         };
         let mut blocks = Vec::with_capacity(config.n_layers());
         for layer in 0..config.n_layers() {

@@ -22,3 +22,4 @@ pub use latents::{KeyForm, LatentConfig, LatentPart, LatentWidth, Serves, Shared
 pub use load::frame;
 pub use mlp::{Experts, GatedMlp, Mlp, PlainMlp};
 pub use model::Decoder;
+pub use reader::WeightDtype;

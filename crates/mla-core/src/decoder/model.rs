@@ -10,7 +10,7 @@ use super::load::{frame, ids_tensor};
 use crate::attention::Frame;
 use crate::cache::{Cache, CacheError, Memory};
 use crate::host;
-use crate::linear::linear;
+use crate::linear::{linear, widened};
 use crate::norm::Norm;
 use crate::positions::Padding;
 
@@ -117,14 +117,14 @@ impl Decoder {
     /// If the sequences differ in length.
     pub fn embed(&self, ids: &[Vec<u32>], padding: &Padding, past: usize) -> Tensor<3> {
         let device = self.device();
-        let x = self.config.scales.embedded(self.tokens.forward(ids_tensor(ids, &device)));
+        let x = self.config.scales.embedded(widened(self.tokens.forward(ids_tensor(ids, &device))));
         match &self.positions {
             None => x,
             Some(table) => {
                 let (t, last) = (ids[0].len(), table.weight.dims()[0] - 1);
                 let places = padding.positions(past, t).into_iter().map(|place| place.min(last as i64));
                 let places = TensorData::new(places.collect(), [ids.len(), t]);
-                x + table.forward(Tensor::<2, Int>::from_data(places, &device))
+                x + widened(table.forward(Tensor::<2, Int>::from_data(places, &device)))
             }
         }
     }
@@ -177,9 +177,12 @@ impl Scales {
 fn tied_logits(hidden: Tensor<3>, embedding: Tensor<2>) -> Tensor<3> {
     let ([batch, t, d_model], [vocab_size, _]) = (hidden.dims(), embedding.dims());
     let rows = hidden.reshape([batch * t, d_model]);
-    let logits = host::product_transposed(&rows, &embedding).unwrap_or_else(|| match batch * t > FEW_ROWS {
-        true => rows.matmul(embedding.transpose()),
-        false => embedding.matmul(rows.transpose()).transpose(),
+    let logits = host::product_transposed(&rows, &embedding).unwrap_or_else(|| {
+        let embedding = widened(embedding);
+        match batch * t > FEW_ROWS {
+            true => rows.matmul(embedding.transpose()),
+            false => embedding.matmul(rows.transpose()).transpose(),
+        }
     });
     logits.reshape([batch, t, vocab_size])
 }

@@ -16,10 +16,21 @@ use crate::norm::{HeadNorm, Norm};
 use crate::source::{SourceError, WeightSource};
 use crate::weights::{LayerSlot, Matrix, Part, Slot};
 
-/// A source and the device its tensors go to.
+/// A source, the device its tensors go to, and the type in which the large ones stay.
 pub(super) struct Reader<'a, S> {
     pub(super) source: &'a S,
     pub(super) device: &'a Device,
+    pub(super) weights: WeightDtype,
+}
+
+/// In which type a model's large matrices are held: the embedding, the head, and those of attention and MLP that it has of its donor.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WeightDtype {
+    /// As they are computed with, whatever they are stored in. What trains or is factorised needs that.
+    #[default]
+    F32,
+    /// As they are stored. A product widens them as it reads them, so that it gives what it gives with f32, from half as much memory.
+    Stored,
 }
 
 impl<S: WeightSource> Reader<'_, S> {
@@ -50,18 +61,27 @@ impl<S: WeightSource> Reader<'_, S> {
         Ok(frozen(self.source.vector(slot, self.device)?))
     }
 
+    /// A large matrix, in the type in which such stay.
+    fn large(&self, slot: Slot) -> Result<Tensor<2>, SourceError> {
+        match self.weights {
+            WeightDtype::F32 => self.source.matrix(slot, self.device),
+            WeightDtype::Stored => self.source.matrix_as_stored(slot, self.device),
+        }
+    }
+
     /// burn's `Linear` multiplies from the right: `[d_in, d_out]`.
-    ///
-    /// Laid out anew rather than viewed: with a transposed view a decode step's one-row products took 15 to 25 times
-    /// longer on the CPU backend (1×576×1536: 2.0 ms against 0.07).
-    pub(super) fn transposed(&self, slot: Slot) -> Result<Param<Tensor<2>>, SourceError> {
-        let view = self.source.matrix(slot, self.device)?.transpose();
-        Ok(frozen(Tensor::from_data(view.into_data(), self.device)))
+    fn transposed(&self, slot: Slot) -> Result<Param<Tensor<2>>, SourceError> {
+        Ok(turned(self.source.matrix(slot, self.device)?))
+    }
+
+    /// As [`transposed`](Self::transposed), of a large matrix.
+    pub(super) fn large_transposed(&self, slot: Slot) -> Result<Param<Tensor<2>>, SourceError> {
+        Ok(turned(self.large(slot)?))
     }
 
     fn linear(&self, layer: usize, slot: fn(Part) -> LayerSlot, bias: bool) -> Result<Linear, SourceError> {
         let bias = bias.then(|| self.vector(Slot::Layer(layer, slot(Part::Bias)))).transpose()?;
-        Ok(Linear { weight: self.transposed(Slot::Layer(layer, slot(Part::Weight)))?, bias })
+        Ok(Linear { weight: self.large_transposed(Slot::Layer(layer, slot(Part::Weight)))?, bias })
     }
 
     /// A matrix without a bias.
@@ -70,7 +90,7 @@ impl<S: WeightSource> Reader<'_, S> {
     }
 
     pub(super) fn embedding(&self, slot: Slot) -> Result<Embedding, SourceError> {
-        let weight = self.matrix(slot)?;
+        let weight = frozen(self.large(slot)?);
         let [rows, width] = weight.val().dims();
         let mut embedding = EmbeddingConfig::new(rows, width).init(self.device);
         embedding.weight = weight;
@@ -300,7 +320,7 @@ impl<S: WeightSource> Reader<'_, S> {
                 let linear = |slot: &dyn Fn(Part) -> LayerSlot| -> Result<Linear, SourceError> {
                     let slot = |part| Slot::Layer(layer, slot(part));
                     let bias = biased.then(|| self.vector(slot(Part::Bias))).transpose()?;
-                    Ok(Linear { weight: self.transposed(slot(Part::Weight))?, bias })
+                    Ok(Linear { weight: self.large_transposed(slot(Part::Weight))?, bias })
                 };
                 let expert = |e| -> Result<GatedMlp, SourceError> {
                     Ok(GatedMlp {
@@ -318,6 +338,13 @@ impl<S: WeightSource> Reader<'_, S> {
             }
         })
     }
+}
+
+/// A matrix transposed, and laid out anew rather than viewed: with a transposed view a decode step's one-row products took 15 to 25 times
+/// longer on the CPU backend (1×576×1536: 2.0 ms against 0.07).
+fn turned(matrix: Tensor<2>) -> Param<Tensor<2>> {
+    let (device, dtype) = (matrix.device(), matrix.dtype());
+    frozen(Tensor::from_data(matrix.transpose().into_data(), (&device, dtype)))
 }
 
 /// Wraps loaded weights as parameters that do not train until someone asks them to.

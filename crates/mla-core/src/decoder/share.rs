@@ -8,15 +8,17 @@ use std::collections::VecDeque;
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::nn::Linear;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
+use super::reader::WeightDtype;
 use super::{Block, Decoder};
 use crate::attention::{Attention, Queries, Scores};
 use crate::source::{SourceError, WeightSource};
 
 impl Decoder {
     /// Loads a whole model beside `other`, a block at a time; every tensor outside K and V that equals `other`'s in its
-    /// place is `other`'s own parameter. At most one block is held twice on the way, and the embedding.
+    /// place is `other`'s own parameter. Large matrices are held in the type in which `other` holds its own. At most one block is held
+    /// twice on the way, and the embedding.
     ///
     /// # Errors
     /// When the source fails.
@@ -29,7 +31,11 @@ impl Decoder {
             Some(twin) => block.shared(twin),
             None => block,
         };
-        let loaded = Self::load_with(source, device, beside)?;
+        let weights = match other.tokens.weight.val().dtype() {
+            DType::F32 => WeightDtype::F32,
+            _ => WeightDtype::Stored,
+        };
+        let loaded = Self::load_with(source, device, weights, beside)?;
         Ok(Self {
             tokens: shared(loaded.tokens, &other.tokens),
             positions: shared(loaded.positions, &other.positions),
@@ -106,7 +112,10 @@ impl ModuleVisitor for Tensors {
 impl ModuleMapper for Tensors {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let (id, tensor, mapper) = param.consume();
-        let twin = self.0.pop_front().filter(|(_, twin)| twin.dims()[0] == tensor.shape().num_elements());
+        let is_alike = |twin: &Tensor<1>| {
+            twin.dims()[0] == tensor.shape().num_elements() && twin.dtype() == tensor.dtype()
+        };
+        let twin = self.0.pop_front().filter(|(_, twin)| is_alike(twin));
         let (id, tensor) = match twin.map(|(id, twin)| (id, twin.reshape(tensor.dims()))) {
             Some((id, twin)) if twin.clone().equal(tensor.clone()).all().into_scalar::<bool>() => (id, twin),
             _ => (id, tensor),

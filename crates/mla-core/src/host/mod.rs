@@ -6,6 +6,8 @@ mod operand;
 mod pointwise;
 mod product;
 pub(crate) mod rows;
+mod stored;
+mod wide;
 
 pub(crate) use across::Across;
 pub(crate) use exp::exp;

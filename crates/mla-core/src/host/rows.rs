@@ -10,6 +10,7 @@ use faer::{Accum, MatMut, Par};
 use pulp::Simd;
 
 use super::operand::Rows;
+use super::stored::Stored;
 
 /// Rows of a product up to which packing its operands costs more than it saves.
 const FEW_ROWS: usize = 32;
@@ -38,14 +39,27 @@ pub(crate) fn scores<S: Simd>(simd: S, queries: Rows<'_>, keys: Rows<'_>, scores
         );
         return;
     }
+    few_scores(simd, queries, keys, scores, stride);
+}
+
+/// As [`scores`], of few rows and keys as they are stored.
+#[inline(always)]
+pub(crate) fn few_scores<S: Simd, T: Stored>(
+    simd: S,
+    queries: Rows<'_>,
+    keys: Rows<'_, T>,
+    scores: &mut [f32],
+    stride: usize,
+) {
+    let rows = queries.count;
     let mut row = 0;
     while row < rows {
         let scores = &mut scores[row * stride..];
         match rows - row {
-            1 => score_rows::<S, 1>(simd, queries, keys, row, scores, stride),
-            2 => score_rows::<S, 2>(simd, queries, keys, row, scores, stride),
-            3 => score_rows::<S, 3>(simd, queries, keys, row, scores, stride),
-            _ => score_rows::<S, BLOCK>(simd, queries, keys, row, scores, stride),
+            1 => score_rows::<S, T, 1>(simd, queries, keys, row, scores, stride),
+            2 => score_rows::<S, T, 2>(simd, queries, keys, row, scores, stride),
+            3 => score_rows::<S, T, 3>(simd, queries, keys, row, scores, stride),
+            _ => score_rows::<S, T, BLOCK>(simd, queries, keys, row, scores, stride),
         }
         row += BLOCK;
     }
@@ -63,27 +77,34 @@ pub(crate) fn mix<S: Simd>(simd: S, weights: Rows<'_>, values: Rows<'_>, out: &m
         matmul(out, Accum::Add, weights.matrix(), values.matrix(), 1.0, Par::Seq);
         return;
     }
+    few_mix(simd, weights, values, out);
+}
+
+/// As [`mix`], of few rows and values as they are stored.
+#[inline(always)]
+pub(crate) fn few_mix<S: Simd, T: Stored>(simd: S, weights: Rows<'_>, values: Rows<'_, T>, out: &mut [f32]) {
+    let rows = weights.count;
     // Blocks of as many rows each: one of a single row would wait for its own sums.
     let block = rows.div_ceil(rows.div_ceil(SUMS).max(1)).max(1);
     for row in (0..rows).step_by(block) {
         match block.min(rows - row) {
-            1 => mix_rows::<S, 1>(simd, weights, values, row, out),
-            2 => mix_rows::<S, 2>(simd, weights, values, row, out),
-            3 => mix_rows::<S, 3>(simd, weights, values, row, out),
-            4 => mix_rows::<S, 4>(simd, weights, values, row, out),
-            5 => mix_rows::<S, 5>(simd, weights, values, row, out),
-            6 => mix_rows::<S, 6>(simd, weights, values, row, out),
-            7 => mix_rows::<S, 7>(simd, weights, values, row, out),
-            _ => mix_rows::<S, SUMS>(simd, weights, values, row, out),
+            1 => mix_rows::<S, T, 1>(simd, weights, values, row, out),
+            2 => mix_rows::<S, T, 2>(simd, weights, values, row, out),
+            3 => mix_rows::<S, T, 3>(simd, weights, values, row, out),
+            4 => mix_rows::<S, T, 4>(simd, weights, values, row, out),
+            5 => mix_rows::<S, T, 5>(simd, weights, values, row, out),
+            6 => mix_rows::<S, T, 6>(simd, weights, values, row, out),
+            7 => mix_rows::<S, T, 7>(simd, weights, values, row, out),
+            _ => mix_rows::<S, T, SUMS>(simd, weights, values, row, out),
         }
     }
 }
 
 #[inline(always)]
-fn score_rows<S: Simd, const Q: usize>(
+fn score_rows<S: Simd, T: Stored, const Q: usize>(
     simd: S,
     queries: Rows<'_>,
-    keys: Rows<'_>,
+    keys: Rows<'_, T>,
     row: usize,
     scores: &mut [f32],
     stride: usize,
@@ -101,7 +122,7 @@ fn score_rows<S: Simd, const Q: usize>(
     }
     let mut token = 0;
     while token + BLOCK <= tokens {
-        let mut four: [&[f32]; BLOCK] = [&[]; BLOCK];
+        let mut four: [&[T]; BLOCK] = [&[]; BLOCK];
         for (j, key) in four.iter_mut().enumerate() {
             *key = keys.row(token + j);
         }
@@ -121,49 +142,60 @@ fn score_rows<S: Simd, const Q: usize>(
 
 /// One row reads the other from its start to its end, which memory likes best.
 #[inline(always)]
-fn dot<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
-    let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), S::as_simd_f32s(b));
-    let ((a_blocks, a), (b_blocks, b)) = (a.as_chunks::<BLOCK>(), b.as_chunks::<BLOCK>());
+fn dot<S: Simd, T: Stored>(simd: S, a: &[f32], b: &[T]) -> f32 {
+    let lanes = S::F32_LANES;
+    let ((a, a_rest), (b, b_rest)) = (S::as_simd_f32s(a), b.split_at(b.len() / lanes * lanes));
+    let ((a_blocks, a), mut b_blocks) = (a.as_chunks::<BLOCK>(), b.chunks_exact(BLOCK * lanes));
     let mut sums = [simd.splat_f32s(0.0); BLOCK];
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
+    for (a, b) in a_blocks.iter().zip(&mut b_blocks) {
         for i in 0..BLOCK {
-            sums[i] = simd.mul_add_e_f32s(a[i], b[i], sums[i]);
+            sums[i] = simd.mul_add_e_f32s(a[i], T::vector(simd, &b[i * lanes..(i + 1) * lanes]), sums[i]);
         }
     }
-    for (a, b) in a.iter().zip(b) {
-        sums[0] = simd.mul_add_e_f32s(*a, *b, sums[0]);
+    for (a, b) in a.iter().zip(b_blocks.remainder().chunks_exact(lanes)) {
+        sums[0] = simd.mul_add_e_f32s(*a, T::vector(simd, b), sums[0]);
     }
     let [first, second, third, fourth] = sums;
     let sum = simd.add_f32s(simd.add_f32s(first, second), simd.add_f32s(third, fourth));
-    a_rest.iter().zip(b_rest).fold(simd.reduce_sum_f32s(sum), |sum, (a, b)| sum + a * b)
+    a_rest.iter().zip(b_rest).fold(simd.reduce_sum_f32s(sum), |sum, (a, b)| sum + a * b.widened())
 }
 
 /// All products of some rows with some others.
 #[inline(always)]
-fn dots<S: Simd, const Q: usize, const T: usize>(simd: S, a: [&[f32]; Q], b: [&[f32]; T]) -> [[f32; T]; Q] {
+fn dots<S: Simd, T: Stored, const Q: usize, const K: usize>(
+    simd: S,
+    a: [&[f32]; Q],
+    b: [&[T]; K],
+) -> [[f32; K]; Q] {
+    let lanes = S::F32_LANES;
     let mut a_parts: [(&[S::f32s], &[f32]); Q] = [(&[], &[]); Q];
-    let mut b_parts: [(&[S::f32s], &[f32]); T] = [(&[], &[]); T];
+    let mut b_parts: [(&[T], &[T]); K] = [(&[], &[]); K];
     for (parts, row) in a_parts.iter_mut().zip(a) {
         *parts = S::as_simd_f32s(row);
     }
+    let vectors = b[0].len() / lanes;
     for (parts, row) in b_parts.iter_mut().zip(b) {
-        *parts = S::as_simd_f32s(row);
+        *parts = row.split_at(vectors * lanes);
     }
-    let mut sums = [[simd.splat_f32s(0.0); T]; Q];
-    for at in 0..b_parts[0].0.len() {
+    let mut sums = [[simd.splat_f32s(0.0); K]; Q];
+    for at in 0..vectors {
+        let mut of_b = [simd.splat_f32s(0.0); K];
+        for (vector, (row, _)) in of_b.iter_mut().zip(b_parts) {
+            *vector = T::vector(simd, &row[at * lanes..(at + 1) * lanes]);
+        }
         for i in 0..Q {
             let x = a_parts[i].0[at];
-            for j in 0..T {
-                sums[i][j] = simd.mul_add_e_f32s(x, b_parts[j].0[at], sums[i][j]);
+            for j in 0..K {
+                sums[i][j] = simd.mul_add_e_f32s(x, of_b[j], sums[i][j]);
             }
         }
     }
-    let mut dots = [[0.0; T]; Q];
+    let mut dots = [[0.0; K]; Q];
     for i in 0..Q {
-        for j in 0..T {
+        for j in 0..K {
             let mut dot = simd.reduce_sum_f32s(sums[i][j]);
             for (x, y) in a_parts[i].1.iter().zip(b_parts[j].1) {
-                dot += x * y;
+                dot += x * y.widened();
             }
             dots[i][j] = dot;
         }
@@ -172,7 +204,13 @@ fn dots<S: Simd, const Q: usize, const T: usize>(simd: S, a: [&[f32]; Q], b: [&[
 }
 
 #[inline(always)]
-fn mix_rows<S: Simd, const Q: usize>(simd: S, rows: Rows<'_>, values: Rows<'_>, row: usize, out: &mut [f32]) {
+fn mix_rows<S: Simd, T: Stored, const Q: usize>(
+    simd: S,
+    rows: Rows<'_>,
+    values: Rows<'_, T>,
+    row: usize,
+    out: &mut [f32],
+) {
     let (tokens, width) = (values.count, values.width);
     let mut block: [&[f32]; Q] = [&[]; Q];
     for (i, weights) in block.iter_mut().enumerate() {
@@ -185,16 +223,17 @@ fn mix_rows<S: Simd, const Q: usize>(simd: S, rows: Rows<'_>, values: Rows<'_>, 
     let mut column = 0;
     // Sums beyond the registers would go to memory and back with every token.
     while (Q * 2 < S::REGISTER_COUNT) && column + 2 * lanes <= width {
-        mix_columns::<S, Q, 2>(simd, weights, values, column, out);
+        mix_columns::<S, T, Q, 2>(simd, weights, values, column, out);
         column += 2 * lanes;
     }
     while column + lanes <= width {
-        mix_columns::<S, Q, 1>(simd, weights, values, column, out);
+        mix_columns::<S, T, Q, 1>(simd, weights, values, column, out);
         column += lanes;
     }
     for column in column..width {
         for (i, weights) in weights.iter().enumerate() {
-            let sum: f32 = (0..tokens).map(|token| weights[token] * values.row(token)[column]).sum();
+            let sum: f32 =
+                (0..tokens).map(|token| weights[token] * values.row(token)[column].widened()).sum();
             out[i * width + column] += sum;
         }
     }
@@ -202,10 +241,10 @@ fn mix_rows<S: Simd, const Q: usize>(simd: S, rows: Rows<'_>, values: Rows<'_>, 
 
 /// `V` vectors of columns.
 #[inline(always)]
-fn mix_columns<S: Simd, const Q: usize, const V: usize>(
+fn mix_columns<S: Simd, T: Stored, const Q: usize, const V: usize>(
     simd: S,
     weights: [&[f32]; Q],
-    values: Rows<'_>,
+    values: Rows<'_, T>,
     column: usize,
     out: &mut [f32],
 ) {
@@ -215,10 +254,14 @@ fn mix_columns<S: Simd, const Q: usize, const V: usize>(
         sums.copy_from_slice(S::as_simd_f32s(&out[column..column + span]).0);
     }
     for token in 0..values.count {
-        let vectors = S::as_simd_f32s(&values.row(token)[column..column + span]).0;
+        let row = &values.row(token)[column..column + span];
+        let mut vectors = [simd.splat_f32s(0.0); V];
+        for (vector, part) in vectors.iter_mut().zip(row.chunks_exact(S::F32_LANES)) {
+            *vector = T::vector(simd, part);
+        }
         for (sums, weights) in sums.iter_mut().zip(weights) {
             let weight = simd.splat_f32s(weights[token]);
-            for (sum, vector) in sums.iter_mut().zip(vectors) {
+            for (sum, vector) in sums.iter_mut().zip(&vectors) {
                 *sum = simd.mul_add_e_f32s(weight, *vector, *sum);
             }
         }
