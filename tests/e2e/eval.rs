@@ -20,6 +20,31 @@ fn converted(name: &str, scratch: &Scratch) -> String {
 }
 
 #[test]
+fn weights_in_16_bits_give_what_they_give_widened() {
+    let scratch = Scratch::new();
+    let fit = ["--calibration", "builtin:prose", "--num-calibration-samples", "8", "--method", "cascade"];
+    for dtype in ["bf16", "f16"] {
+        let out = scratch.path(dtype);
+        shrink(&[&["convert", &golden("demo"), "-o", &out, "-r", "2", "--dtype", dtype], &fit[..]].concat())
+            .text();
+        // Windows of 128 tokens are many rows, tokens one by one are few.
+        for through in [&[][..], &["--through-cache"]] {
+            let run = |weights: &str| {
+                let short = ["--max-length", "128", "--windows", "3", "--weight-dtype", weights];
+                eval(&out, &[&short[..], through].concat())
+            };
+            let (stored, wide) = (run("stored"), run("f32"));
+            assert_close(number(&stored, "perplexity"), number(&wide, "perplexity"), 1e-6);
+        }
+        let say = |weights: &str| {
+            let prompt = ["--prompt", "It is a truth", "--max-new-tokens", "24", "--weight-dtype", weights];
+            shrink(&[&["generate", &out][..], &prompt].concat()).text()
+        };
+        assert_eq!(say("stored"), say("f32"), "{dtype}");
+    }
+}
+
+#[test]
 fn the_bundled_models_perplexity_is_the_references() {
     let found = eval(&golden("demo"), &["--max-length", "256", "--windows", "40"]);
     assert_close(number(&found, "perplexity"), Golden::read().perplexity(), 2e-4);
