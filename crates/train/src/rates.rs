@@ -95,7 +95,7 @@ pub fn find_rates(
     steps: usize,
     on_step: &mut dyn FnMut(usize, usize),
 ) -> Result<FoundRates, TrainError> {
-    let (held_back, trained) = hold_back(windows)?;
+    let Cut { held_back, trained } = hold_back(windows)?;
     let start = Rates { euclidean: settings.euclidean_lr, riemannian: settings.riemannian_lr };
     let measure =
         |decoder: &Decoder| measured(decoder, sources, &held_back, settings).unwrap_or(f64::INFINITY);
@@ -152,8 +152,15 @@ fn climb(
     Ok(())
 }
 
-/// Windows to measure on, spread evenly, and the others.
-fn hold_back(windows: &[Vec<u32>]) -> Result<(Vec<Vec<u32>>, Vec<Vec<u32>>), TrainError> {
+/// Windows, cut in two.
+struct Cut {
+    /// To measure on, spread evenly.
+    held_back: Vec<Vec<u32>>,
+    /// The others.
+    trained: Vec<Vec<u32>>,
+}
+
+fn hold_back(windows: &[Vec<u32>]) -> Result<Cut, TrainError> {
     let length = windows.first().map_or(0, Vec::len);
     if windows.len() < 2 {
         return Err(EvalError::TooShort { tokens: windows.len() * length, length: 2 * length }.into());
@@ -164,7 +171,7 @@ fn hold_back(windows: &[Vec<u32>]) -> Result<(Vec<Vec<u32>>, Vec<Vec<u32>>), Tra
         let of = windows.iter().enumerate().filter(|(place, _)| places.contains(place) == is_held);
         of.map(|(_, window)| window.clone()).collect()
     };
-    Ok((part(true), part(false)))
+    Ok(Cut { held_back: part(true), trained: part(false) })
 }
 
 /// The loss of a model, mean over windows; `None` where it is not finite.
@@ -193,13 +200,13 @@ mod tests {
     #[test]
     fn what_is_measured_on_is_not_trained_on() {
         let windows: Vec<Vec<u32>> = (0..21).map(|i| vec![i, i]).collect();
-        let (held, trained) = hold_back(&windows).expect("there are enough");
-        assert_eq!((held.len(), trained.len()), (5, 16));
-        assert!(held.iter().all(|window| !trained.contains(window)));
-        assert_eq!(hold_back(&windows[..2]).expect("two").0.len(), 1);
+        let Cut { held_back, trained } = hold_back(&windows).expect("there are enough");
+        assert_eq!((held_back.len(), trained.len()), (5, 16));
+        assert!(held_back.iter().all(|window| !trained.contains(window)));
+        assert_eq!(hold_back(&windows[..2]).expect("two").held_back.len(), 1);
         assert!(matches!(hold_back(&windows[..1]), Err(TrainError::Text(EvalError::TooShort { .. }))));
         let many: Vec<Vec<u32>> = (0..400).map(|i| vec![i, i]).collect();
-        assert_eq!(hold_back(&many).expect("many").0.len(), HELD_BACK);
+        assert_eq!(hold_back(&many).expect("many").held_back.len(), HELD_BACK);
     }
 
     #[test]
