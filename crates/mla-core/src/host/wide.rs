@@ -61,11 +61,11 @@ fn blocks(
     let cut = |length: usize, step: usize| {
         (0..length).step_by(step).map(move |start| start..length.min(start + step))
     };
-    let block = |columns: Range<usize>| {
+    let block = |room: &mut Vec<f32>, columns: Range<usize>| {
         let width = columns.len();
-        let (mut out, mut tile) = (vec![0.0; x.count * width], vec![0.0; width * DEPTH.min(d_in)]);
+        let mut out = vec![0.0; x.count * width];
         for depth in cut(d_in, DEPTH) {
-            let tile = &mut tile[..width * depth.len()];
+            let tile = &mut room[..width * depth.len()];
             let tile = match widen(columns.clone(), depth.clone(), tile) {
                 Lies::AsRead => Rows::new(tile, depth.len(), width).matrix(),
                 Lies::Transposed => Rows::new(tile, width, depth.len()).matrix().transpose(),
@@ -75,7 +75,10 @@ fn blocks(
         }
         out
     };
-    let found: Vec<Vec<f32>> = cut(d_out, WIDTH).collect::<Vec<_>>().into_par_iter().map(block).collect();
+    // One tile a thread, for all its blocks.
+    let room = || vec![0.0; WIDTH.min(d_out) * DEPTH.min(d_in)];
+    let columns: Vec<_> = cut(d_out, WIDTH).collect();
+    let found: Vec<Vec<f32>> = columns.into_par_iter().map_init(room, block).collect();
     let mut out = Vec::with_capacity(x.count * d_out);
     for row in 0..x.count {
         for (part, columns) in found.iter().zip(cut(d_out, WIDTH)) {
