@@ -172,11 +172,13 @@ impl Model {
             (Some(outputs), Layout::InOut) => {
                 let stored_row = spec.shape[spec.shape.len() - 1] * size;
                 let whole = self.checkpoint.read_part(tensor, start, one)?;
-                let cut = |row: &[u8]| {
-                    let of = outputs.pieces().map(|piece| &row[piece.start * size..piece.end * size]);
-                    of.collect::<Vec<_>>().concat()
-                };
-                whole.chunks_exact(stored_row).flat_map(cut).collect()
+                let mut bytes = Vec::new();
+                for row in whole.chunks_exact(stored_row) {
+                    for piece in outputs.pieces() {
+                        bytes.extend_from_slice(&row[piece.start * size..piece.end * size]);
+                    }
+                }
+                bytes
             }
         };
         match dtype.first_not_finite(&bytes) {

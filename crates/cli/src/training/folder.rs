@@ -8,6 +8,7 @@ use serde_json::Value;
 use train::{Settings, Snapshots};
 
 use super::curves::curves;
+use super::settings::from_file;
 use crate::error::UserError;
 
 const SETTINGS: &str = "settings.toml";
@@ -72,15 +73,7 @@ impl RunFolder {
     /// When they cannot be read.
     pub fn settings(path: &Path) -> anyhow::Result<Option<Settings>> {
         let path = path.join(SETTINGS);
-        if !path.exists() {
-            return Ok(None);
-        }
-        let text = fs::read_to_string(&path).map_err(io("read", &path))?;
-        let bad = |error: toml::de::Error| UserError::Settings {
-            path: path.display().to_string(),
-            reason: error.message().to_owned(),
-        };
-        Ok(Some(toml::from_str(&text).map_err(bad)?))
+        Ok(if path.exists() { Some(from_file(&path)?.0) } else { None })
     }
 
     /// The snapshots of the run in a folder, whether or not it is there.

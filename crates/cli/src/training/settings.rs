@@ -1,22 +1,29 @@
 //! The settings of a run: a file's, with the flags over them.
 
+use std::path::Path;
+
 use mla_core::DecoderConfig;
 use train::{Loss, Schedule, Settings, default_rates};
 
 use crate::args::{self, SettingArgs, TrainArgs};
 use crate::error::UserError;
 
+/// The settings of a file, and what it names of them.
+///
+/// # Errors
+/// When it cannot be read, or has what is no setting.
+pub(super) fn from_file(path: &Path) -> Result<(Settings, toml::Table), UserError> {
+    let bad = |reason: String| UserError::Settings { path: path.display().to_string(), reason };
+    let refused = |e: toml::de::Error| bad(e.message().to_owned());
+    let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
+    Ok((toml::from_str(&text).map_err(refused)?, text.parse().map_err(refused)?))
+}
+
 /// The settings of the file, with the flags over them; rates that neither names are those for a model of this graph.
 pub fn settings(args: &TrainArgs, config: &DecoderConfig) -> anyhow::Result<Settings> {
-    let mut file = toml::Table::new();
-    let mut settings = match &args.config {
-        None => Settings::default(),
-        Some(path) => {
-            let bad = |reason: String| UserError::Settings { path: path.display().to_string(), reason };
-            let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
-            file = text.parse().map_err(|e: toml::de::Error| bad(e.message().to_owned()))?;
-            toml::from_str(&text).map_err(|e| bad(e.message().to_owned()))?
-        }
+    let (mut settings, file) = match &args.config {
+        None => (Settings::default(), toml::Table::new()),
+        Some(path) => from_file(path)?,
     };
     let rates = default_rates(config);
     for (setting, name, rate) in [

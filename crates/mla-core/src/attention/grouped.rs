@@ -77,17 +77,6 @@ impl GroupedAttention {
         linear(&self.o_proj, self.scores.attend(q, k, v, frame.sight(layer, first)))
     }
 
-    /// How much each position is attended to in a pass without a cache: the sum of the squares of its weights, over all heads
-    /// and queries.
-    ///
-    /// # Shapes
-    /// - `h`: `[batch, t, d_model]` → `[batch, t]`
-    pub fn received(&self, h: Tensor<3>, frame: &Frame, layer: usize) -> Tensor<2> {
-        let q = self.queries.rotated(h.clone(), frame, layer);
-        let k = frame.rotate(layer, split_heads(self.keys.project(h), self.n_kv_heads));
-        self.scores.received(q, k, frame.sight(layer, 0))
-    }
-
     /// # Shapes
     /// - `h`: `[batch, t_q, d_model]` → the same
     pub(super) fn forward(

@@ -127,29 +127,11 @@ impl Scores {
 
     /// Product, bound, softmax and sum one after the other, for some hundred queries at a time.
     fn written_out(&self, q: Tensor<4>, k: Tensor<4>, v: Tensor<4>, sight: &Sight) -> Tensor<3> {
-        let v = repeat_heads(v, q.dims()[1] / k.dims()[1]);
-        let parts = self.weights(q, k, sight).map(|weights| weights.matmul(v.clone())).collect();
-        join_heads(Tensor::cat(parts, 2))
-    }
-
-    /// How much each key is attended to: the sum of its squared weights, over all heads and queries.
-    ///
-    /// # Shapes
-    /// - `q`, `k`: as for [`attend`](Self::attend) → `[batch, t_kv]`
-    pub(super) fn received(&self, q: Tensor<4>, k: Tensor<4>, sight: &Sight) -> Tensor<2> {
-        let [batch, _, t_kv, _] = k.dims();
-        let squares = |weights: Tensor<4>| weights.square().sum_dim(2).sum_dim(1).reshape([batch, t_kv]);
-        let parts = self.weights(q, k, sight).map(squares);
-        parts.reduce(|sum, part| sum + part).expect("there are queries")
-    }
-
-    /// The weights of all queries, some hundred at a time: `[batch, n_heads, count, t_kv]` each.
-    fn weights(&self, q: Tensor<4>, k: Tensor<4>, sight: &Sight) -> impl Iterator<Item = Tensor<4>> {
         let [batch, n_heads, t_q, _] = q.dims();
         let (group, t_kv) = (n_heads / k.dims()[1], k.dims()[2]);
-        let k = repeat_heads(k, group).swap_dims(2, 3);
+        let (k, v) = (repeat_heads(k, group).swap_dims(2, 3), repeat_heads(v, group));
         let q = self.scaled(q);
-        (0..t_q).step_by(QUERIES).map(move |start| {
+        let some = |start: usize| {
             let count = QUERIES.min(t_q - start);
             let scores = self.capped(q.clone().narrow(2, start, count).matmul(k.clone()));
             let hidden = match sight {
@@ -160,14 +142,16 @@ impl Scores {
                 }
             };
             let scores = scores.mask_fill(hidden.expand([batch, n_heads, count, t_kv]), HIDDEN);
-            match &self.sinks {
+            let weights = match &self.sinks {
                 None => softmax(scores, 3),
                 Some(sinks) => {
                     let sinks = sinks.val().reshape([1, n_heads, 1, 1]).expand([batch, n_heads, count, 1]);
                     softmax(Tensor::cat(vec![scores, sinks], 3), 3).narrow(3, 0, t_kv)
                 }
-            }
-        })
+            };
+            weights.matmul(v.clone())
+        };
+        join_heads(Tensor::cat((0..t_q).step_by(QUERIES).map(some).collect(), 2))
     }
 }
 

@@ -14,3 +14,4 @@ pub(crate) use exp::exp;
 pub(crate) use operand::{Operand, Rows};
 pub(crate) use pointwise::{gelu_tanh, rms_norm, silu_gate};
 pub(crate) use product::{product, product_transposed};
+pub(crate) use stored::Stored;

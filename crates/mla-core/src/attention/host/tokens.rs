@@ -7,7 +7,7 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 use crate::cache::{Kept, Packing};
-use crate::host::{Operand, Rows};
+use crate::host::{Operand, Rows, Stored};
 
 /// Cached tokens on the CPU, not copied, in the type in which they are kept.
 #[derive(Debug)]
@@ -94,12 +94,7 @@ impl Tokens<'_> {
         match &self.rows {
             TokenRows::F32(rows) => out.copy_from_slice(rows.row(row)),
             TokenRows::F16(rows) => rows.row(row).convert_to_f32_slice(out),
-            TokenRows::Bf16(rows) => {
-                // The upper half of an f32: a loop of shifts, which becomes vector code.
-                for (x, &half) in out.iter_mut().zip(rows.row(row)) {
-                    *x = f32::from_bits(u32::from(half.to_bits()) << 16);
-                }
-            }
+            TokenRows::Bf16(rows) => bf16::widen(rows.row(row), out),
             TokenRows::Packed(packing, rows) => packing.unpack(rows.row(row), out),
         }
     }
